@@ -1,0 +1,59 @@
+"""vpt: learn prompts for frozen vision models.
+
+Learned rows join a token sequence of a frozen network at a named site, and only the rows learn. Everything here is
+loaded when it is first used: ``import vpt`` takes milliseconds and imports no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vpt.encode import encode, tap
+    from vpt.methods import methods
+    from vpt.prompt import Context, Prompt, Site
+    from vpt.promptset import PromptSet
+    from vpt.tasks.tune import tune
+    from vpt.tasks.tuned import Tuned, load_prompts
+    from vpt.towers.load import Backbone, load
+
+_HOMES = {
+    "Backbone": "vpt.towers.load",
+    "Context": "vpt.prompt",
+    "Prompt": "vpt.prompt",
+    "PromptSet": "vpt.promptset",
+    "Site": "vpt.prompt",
+    "Tuned": "vpt.tasks.tuned",
+    "encode": "vpt.encode",
+    "load": "vpt.towers.load",
+    "load_prompts": "vpt.tasks.tuned",
+    "methods": "vpt.methods",
+    "tap": "vpt.encode",
+    "tune": "vpt.tasks.tune",
+}
+
+__all__ = [
+    "Backbone",
+    "Context",
+    "Prompt",
+    "PromptSet",
+    "Site",
+    "Tuned",
+    "encode",
+    "load",
+    "load_prompts",
+    "methods",
+    "tap",
+    "tune",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vpt' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

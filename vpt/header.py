@@ -1,0 +1,139 @@
+"""What a prompt file says of itself, read with the standard library alone: ``vpt inspect`` imports no torch.
+
+A prompt file is one safetensors file: eight bytes with the length of a JSON header, the header, the tensors. The
+header's ``__metadata__`` holds one JSON text under ``vpt``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["FORMAT", "MAX_HEADER", "BadPromptFile", "Header", "read_header"]
+
+FORMAT = 1  # the major format this version writes and reads
+MAX_HEADER = 16 * 2**20  # bytes; class names and splits of any size fit, a forged length does not take the memory
+SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2, "I32": 4, "F32": 4, "I64": 8, "F64": 8}
+MAX_TENSOR_BYTES = 2**31
+
+
+class BadPromptFile(ValueError):
+    """This file is no prompt set, or not a whole one."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """tensors: name to (dtype, shape). about: the metadata, see design of the file in vpt/README.md. bytes: file size."""
+
+    path: str
+    bytes: int
+    tensors: dict[str, tuple[str, tuple[int, ...]]]
+    about: dict[str, Any]
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that were learned: rows and head."""
+        return sum(
+            math.prod(shape) for name, (_, shape) in self.tensors.items() if name != "class_features"
+        )
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Read and check the header; raises FileNotFoundError, or BadPromptFile that says what is wrong.
+
+    Checked before any tensor is touched: the length, the JSON, that the tensors lie end to end and fill the file,
+    the format number, and that every site that the metadata names has its tensor with its shape.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no prompt file {str(path)!r}.")
+    size = path.stat().st_size
+    with path.open("rb") as f:
+        length = int.from_bytes(f.read(8), "little")
+        if size < 8 or not 2 <= length <= min(size - 8, MAX_HEADER):
+            raise BadPromptFile(
+                f"{path} is no whole safetensors file: its header claims {length} bytes, the file has {size}. "
+                "Copy or download it again."
+            )
+        raw = f.read(length)
+    try:
+        header = json.loads(raw)
+        if not isinstance(header, dict):
+            raise TypeError("no JSON object")
+        metadata = header.pop("__metadata__", {})
+        tensors = {str(k): _tensor(k, v) for k, v in header.items()}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise BadPromptFile(f"{path} has a damaged header ({error}). Copy or download it again.") from None
+    _check_offsets(path, tensors, size - 8 - length)
+    about = _about(path, metadata)
+    plain = {name: (dtype, shape) for name, (dtype, shape, _, _) in tensors.items()}
+    _check_sites(path, plain, about)
+    return Header(str(path), size, plain, about)
+
+
+def _tensor(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
+    dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    if dtype not in SIZES or not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+        raise ValueError(f"tensor {name!r} has dtype {dtype!r}, shape {shape}")
+    if math.prod(shape) * SIZES[dtype] != end - begin or end - begin > MAX_TENSOR_BYTES:
+        raise ValueError(f"tensor {name!r} of shape {shape} does not take {end - begin} bytes")
+    return dtype, shape, begin, end
+
+
+def _check_offsets(path: Path, tensors: dict[str, tuple[str, tuple[int, ...], int, int]], room: int) -> None:
+    at = 0
+    for name, (_, _, begin, end) in sorted(tensors.items(), key=lambda item: item[1][2:]):
+        if begin != at:
+            raise BadPromptFile(f"{path}: tensor {name!r} begins at byte {begin}, expected {at}. The file is damaged.")
+        at = end
+    if at != room:
+        raise BadPromptFile(
+            f"{path} was cut short or has trailing bytes: its tensors take {at} bytes, {room} are there. "
+            "Copy or download it again."
+        )
+
+
+def _about(path: Path, metadata: Any) -> dict[str, Any]:
+    text = metadata.get("vpt") if isinstance(metadata, dict) else None
+    if not isinstance(text, str):
+        raise BadPromptFile(
+            f"{path} is a safetensors file but no prompt set: it has no 'vpt' metadata. "
+            "Files of other tools are read by `vpt import`."
+        )
+    try:
+        about = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadPromptFile(f"{path} has damaged metadata ({error}). Copy or download it again.") from None
+    if not isinstance(about, dict) or type(about.get("format")) is not int:
+        raise BadPromptFile(f"{path} names no format in its metadata. It was not written by vpt.")
+    if about["format"] != FORMAT:
+        raise BadPromptFile(
+            f"{path} has format {about['format']}, this vpt reads format {FORMAT}. "
+            "Install a newer visual-prompt-tuning." if about["format"] > FORMAT else f"{path} has format {about['format']}."
+        )
+    return about
+
+
+def _check_sites(path: Path, tensors: dict[str, tuple[str, tuple[int, ...]]], about: dict[str, Any]) -> None:
+    named = set()
+    for site in about.get("sites") or []:
+        try:
+            name = f"{site['tower']}/{site['stage']}/{site['slot']}"
+            want = (int(site["n"]), int(site["width"]))
+        except (KeyError, TypeError, ValueError):
+            raise BadPromptFile(f"{path} has a damaged site in its metadata: {site!r}.") from None
+        if name not in tensors:
+            raise BadPromptFile(f"{path} names the site {name} but holds no tensor for it. The file is incomplete.")
+        if tensors[name][1][-2:] != want:
+            raise BadPromptFile(f"{path}: the rows at {name} are {tensors[name][1]}, the metadata says {want}.")
+        named.add(name)
+    for name in tensors:
+        if name.count("/") == 2 and not name.startswith(("method/", "head/")) and name not in named:
+            raise BadPromptFile(f"{path} holds rows at {name} that its metadata does not name. The file was altered.")
+    head = about.get("head")
+    if head and not {"head/weight", "head/bias"} <= tensors.keys():
+        raise BadPromptFile(f"{path} should hold head/weight and head/bias and does not. The file is incomplete.")

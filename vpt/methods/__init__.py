@@ -1,0 +1,108 @@
+"""The methods by name. A plain dict: a new method is one file and one line here. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+__all__ = ["METHODS", "Entry", "method_class", "methods"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """home: module and class. options: what this name fixes. baseline: learns weights, or solves a closed form; its
+    result is no prompt set. lr, weight_decay, optimizer, epochs: what `vpt fit` uses when nothing is said, chosen for
+    few-shot work with AdamW; the papers' own recipes are in configs/."""
+
+    home: str
+    paper: str
+    summary: str
+    sites: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    baseline: bool = False
+    lr: float = 2e-3
+    weight_decay: float = 1e-2
+    optimizer: str = "adamw"
+
+
+METHODS: dict[str, Entry] = {
+    "vpt-shallow": Entry(
+        "vpt.methods.vpt:VPT",
+        "2203.12119",
+        "rows behind the class token, once, before the first block",
+        "image/0/prefix",
+        {"layers": "first"},
+    ),
+    "vpt-deep": Entry(
+        "vpt.methods.vpt:VPT",
+        "2203.12119",
+        "rows behind the class token, new ones before every block",
+        "image/0../prefix",
+        {"layers": "all"},
+    ),
+    "vfpt": Entry(
+        "vpt.methods.vfpt:VFPT",
+        "2411.01327",
+        "VPT-deep with part of its rows passed through a Fourier transform",
+        "image/0../prefix",
+    ),
+    "prefix": Entry(
+        "vpt.methods.prefix:Prefix",
+        "2101.00190",
+        "prefix tuning: keys and values of their own in every block",
+        "image/0../kv",
+    ),
+    "pixel": Entry(
+        "vpt.methods.pixel:Pixel",
+        "2203.17274",
+        "a frame or patch added to the picture; also on closed towers (CNN, Swin)",
+        "image/input/border",
+        lr=1e-2,
+        weight_decay=0.0,
+    ),
+    "random-rows": Entry(
+        "vpt.methods.baselines.random_rows:RandomRows",
+        "",
+        "control: VPT-deep's rows at their random start, frozen; only the head learns",
+        "image/0../prefix",
+        baseline=True,
+    ),
+    "linear": Entry(
+        "vpt.methods.baselines.linear:Linear", "", "linear probe by gradient: the head alone", "none", baseline=True
+    ),
+    "linear-exact": Entry(
+        "vpt.methods.baselines.linear_exact:LinearExact",
+        "",
+        "linear probe by L-BFGS on stored features, its strength chosen on val",
+        "none",
+        baseline=True,
+    ),
+    "bias": Entry(
+        "vpt.methods.baselines.bias:Bias", "2106.10199", "the biases of the network and a head", "none", baseline=True
+    ),
+    "lora": Entry(
+        "vpt.methods.baselines.lora:LoRA",
+        "2106.09685",
+        "low-rank updates of the attention's projections (peft) and a head",
+        "none",
+        baseline=True,
+    ),
+    "full": Entry(
+        "vpt.methods.baselines.full:Full", "", "full fine-tuning: every weight and a head", "none", baseline=True, lr=1e-4
+    ),
+}
+
+
+def methods() -> dict[str, str]:
+    """Names and what they do, as `vpt methods` prints them."""
+    return {name: entry.summary for name, entry in METHODS.items()}
+
+
+def method_class(name: str) -> Any:
+    """The class behind a name; raises ValueError that lists the names. Imports torch."""
+    if name not in METHODS:
+        raise ValueError(f"no method {name!r}. Choose one of {', '.join(METHODS)}.")
+    module, _, attribute = METHODS[name].home.partition(":")
+    return getattr(import_module(module), attribute)

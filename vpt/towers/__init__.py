@@ -1,0 +1,1 @@
+"""The frozen networks, one file a family, and names to backbones."""

@@ -1,0 +1,139 @@
+"""timm's transformer blocks as steps that can leave out what nobody reads.
+
+The blocks are called as they are; only where rows are keys and values alone, or where only the class token is read
+afterwards, the attention's own projections are used one by one. That is done for the exact block and attention
+types whose arithmetic stands here; any other block runs whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import AttentionRope, apply_rot_embed_cat
+from timm.layers.attention import Attention
+from timm.models.eva import EvaAttention, EvaBlock
+from timm.models.vision_transformer import Block as ViTBlock
+from torch import Tensor, nn
+
+from vpt.tower import Live, Step, Stream
+
+__all__ = ["open_block"]
+
+
+def open_block(block: nn.Module, index: int, rope: Callable[[Stream, int], Tensor | None] | None = None) -> Step:
+    """The step of one block; rope: rotary angles of this stream at this layer, for blocks that take them."""
+    attention = getattr(block, "attn", None)
+    linear = [getattr(attention, name, None) for name in ("qkv", "q_proj", "k_proj", "v_proj")]
+    exact = all(type(m) in (nn.Linear, type(None)) for m in linear)  # an adapter in their place: run the block whole
+    if exact and type(block) is ViTBlock and type(attention) is Attention:
+        return LiveBlock(block, index, None, _vit_residuals)
+    grouped = getattr(attention, "num_kv_groups", 1) > 1
+    if exact and not grouped and type(block) is EvaBlock and type(attention) in (EvaAttention, AttentionRope):
+        return LiveBlock(block, index, rope, _eva_residuals)
+    return PlainBlock(block, index, rope)
+
+
+@dataclass(frozen=True)
+class PlainBlock:
+    """A block that runs whole."""
+
+    block: nn.Module
+    index: int
+    rope: Callable[[Stream, int], Tensor | None] | None
+
+    def __call__(self, s: Stream) -> Stream:
+        if self.rope is None:
+            return replace(s, x=self.block(s.x))
+        return replace(s, x=self.block(s.x, rope=self.rope(s, self.index)))
+
+
+@dataclass(frozen=True)
+class LiveBlock(PlainBlock):
+    """A pre-norm block whose attention can be opened."""
+
+    residuals: Callable[[Any, Tensor, Tensor], Tensor]
+
+    def live(self, s: Stream, live: Live) -> Stream:
+        block: Any = self.block
+        rope = None if self.rope is None else self.rope(s, self.index)
+        h = block.norm1(s.x)
+        x, h_read = _take(s.x, live.read), _take(h, live.read)
+        out = _attend(block, h, h_read, live, rope)
+        return replace(s, x=self.residuals(block, x, out))
+
+
+def _vit_residuals(block: Any, x: Tensor, attended: Tensor) -> Tensor:
+    x = x + block.drop_path1(block.ls1(attended))
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+
+
+def _eva_residuals(block: Any, x: Tensor, attended: Tensor) -> Tensor:
+    x = x + block.drop_path1(attended if block.gamma_1 is None else block.gamma_1 * attended)
+    mlp = block.mlp(block.norm2(x))
+    return x + block.drop_path2(mlp if block.gamma_2 is None else block.gamma_2 * mlp)
+
+
+def _take(x: Tensor, read: int | Tensor | None) -> Tensor:
+    """The tokens that are read: all, so many leading ones, or those at places [batch or 1, m]."""
+    if read is None:
+        return x
+    if isinstance(read, int):
+        return x[:, :read]
+    return x.take_along_dim(read.expand(len(x), -1)[..., None], 1)
+
+
+def _heads(x: Tensor, count: int) -> Tensor:
+    """[..., length, channels] -> [..., heads, length, channels of a head]."""
+    return x.unflatten(-1, (count, -1)).transpose(-2, -3)
+
+
+def _project(a: Any, h: Tensor, which: str) -> list[Tensor]:
+    """The attention's own projections of h, split into heads: which = "q", "kv" or "qkv"."""
+    if a.qkv is None:
+        return [_heads(getattr(a, f"{name}_proj")(h), a.num_heads) for name in which]
+    weight, bias = a.qkv.weight, a.qkv.bias
+    if bias is None and getattr(a, "q_bias", None) is not None:
+        bias = torch.cat((a.q_bias, a.k_bias, a.v_bias))
+    width = len(weight) // 3
+    part = {"q": slice(0, width), "kv": slice(width, None), "qkv": slice(None)}[which]
+    joined = F.linear(h, weight[part], None if bias is None else bias[part])
+    return [_heads(t, a.num_heads) for t in joined.chunk(len(which), -1)]
+
+
+def _rotate(a: Any, t: Tensor, rope: Tensor | None, read: int | Tensor | None = None) -> Tensor:
+    """Rotary positions for what stands behind the prefix; ``read`` leading tokens lie within the prefix."""
+    n = a.num_prefix_tokens if rope is not None else 0
+    if rope is None or (isinstance(read, int) and read <= n):
+        return t
+    turned = apply_rot_embed_cat(t[:, :, n:], rope, half=getattr(a, "rotate_half", False))
+    return torch.cat([t[:, :, :n], turned], 2).type_as(t)
+
+
+def _attend(block: Any, h: Tensor, h_read: Tensor, live: Live, rope: Tensor | None) -> Tensor:
+    """Attention of the tokens that are read over the sequence, the rows and the given keys and values."""
+    a, batch = block.attn, len(h)
+    if live.read is None:
+        q, k, v = _project(a, h, "qkv")
+    elif rope is not None and not isinstance(live.read, int):
+        raise ValueError("rotary blocks read leading tokens only.")
+    else:
+        (q,), (k, v) = _project(a, h_read, "q"), _project(a, h, "kv")
+    q, k = _rotate(a, a.q_norm(q), rope, live.read), _rotate(a, a.k_norm(k), rope)
+    keys, values = [k], [v]
+    for rows in live.rows:  # shared rows: one set of keys and values for the whole batch, and no rotation
+        row_k, row_v = _project(a, block.norm1(rows), "kv")
+        keys.append(a.k_norm(row_k).expand(batch, -1, -1, -1))
+        values.append(row_v.expand(batch, -1, -1, -1))
+    if live.kv is not None:
+        for side, given in zip((keys, values), live.kv.to(v.dtype).chunk(2, -1), strict=True):
+            side.append(_heads(given, a.num_heads).expand(batch, -1, -1, -1))
+    k, v = (torch.cat([t.to(q.dtype) for t in side], -2) for side in (keys, values))
+    out = F.scaled_dot_product_attention(q, k, v.to(q.dtype), scale=a.scale).transpose(1, 2).flatten(2)
+    out = a.norm(out)
+    if a.gate is not None:
+        out = out * a.gate(h_read).sigmoid()
+    return a.proj_drop(a.proj(out))
