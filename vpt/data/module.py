@@ -1,0 +1,198 @@
+"""The LightningDataModule for labelled pictures."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from vpt.data.item import DataError
+from vpt.data.order import BatchOrder, process, seed_of
+from vpt.data.pictures import Augment, Decoded, Pictures, eval_transform, train_transform
+from vpt.data.plan import Draw, Plan, plan
+from vpt.data.report import Report, survey
+from vpt.data.sources import open_source
+from vpt.data.splits import split_hash
+
+
+class ImageData(L.LightningDataModule):
+    """Pictures with labels, split, checked, augmented and batched; every step is a function of the seed.
+
+    A batch is a dictionary: image float32 [B, 3, H, W], normalised; label int64 [B], or float32 [B, K]
+    multi-hot; index int64 [B], the place in the split's list; view int64 [B]; key, B strings.
+
+    Args:
+        path: folder, manifest, shards, "torchvision:NAME", "digits" or "emoji" (see ``open_source``).
+        shots: pictures a class for training, sampled as in CoOp; None takes all.
+        seed: of splits, samples, order and views.
+        batch_size: of one global batch; W processes get a W-th each.
+        val, test: share split off, by class, where the source has no such split of its own; val 0 means none.
+        split_file: where the splits are written once, and read when they are there.
+        augment: random view of training pictures (see ``train_transform``).
+        views: 0 for a fresh view every epoch; V for V fixed views, epoch e shows view e % V.
+        weighted: draw training pictures so that classes weigh alike.
+        workers: loader processes. skip_unreadable: leave damaged pictures out instead of refusing.
+        root: folder for downloads and indexed shards.
+        val_shots: pictures a class for val, by default min(shots, 4).
+
+    Raises DataError, from ``setup``, for data that cannot be trained on.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        shots: int | None = None,
+        seed: int = 1,
+        batch_size: int = 32,
+        val: float = 0.2,
+        test: float = 0.2,
+        split_file: str | None = None,
+        augment: Augment = "none",
+        views: int = 0,
+        weighted: bool = False,
+        workers: int = 0,
+        skip_unreadable: bool = False,
+        root: str | None = None,
+        val_shots: int | None = None,
+    ):
+        super().__init__()
+        if batch_size < 1 or views < 0 or workers < 0:
+            raise ValueError(
+                f"batch_size {batch_size}, views {views}, workers {workers}: wanted >= 1, >= 0, >= 0."
+            )
+        self.path, self.root, self.seed, self.batch_size = path, root, seed, batch_size
+        self.draw = Draw(shots, val_shots, seed, val, test, split_file)
+        self.augment, self.views, self.weighted = augment, views, weighted
+        self.workers, self.skip_unreadable = workers, skip_unreadable
+        self._preprocess: dict[str, Any] | None = None
+        self._plan: Plan | None = None
+
+    def bind(self, preprocess: Mapping[str, Any]) -> None:
+        """Take a timm data config: input_size (3, H, W), mean, std, interpolation, crop_pct, crop_mode."""
+        eval_transform(preprocess)  # refuses a config that cannot be used
+        self._preprocess = dict(preprocess)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the source, draw the splits, read every picture once. Later calls do nothing."""
+        if self._plan is not None:
+            return
+        source = open_source(self.path, self.root)
+        decoded = Decoded(source)
+        unreadable: list[tuple[str, str]] = []
+        if self.skip_unreadable:
+            unreadable = survey(source, source.splits(), decoded).unreadable
+        drawn = plan(source, self.draw, frozenset(key for key, _ in unreadable))
+        report = survey(source, {name: items for name, items in drawn.parts.items() if items}, decoded)
+        report.refuse_unreadable()
+        report.unreadable.extend(unreadable)
+        if self.weighted and source.multilabel:
+            raise DataError(
+                "weighted sampling needs one label a picture, but these are multi-label. Leave it out."
+            )
+        self._source, self._decoded, self._report, self._plan = source, decoded, report, drawn
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        self.setup()
+        return self._source.classes
+
+    @property
+    def multilabel(self) -> bool:
+        self.setup()
+        return self._source.multilabel
+
+    @property
+    def fixed_views(self) -> int:
+        """How many different views a training picture has; 0 when every epoch brings a fresh one."""
+        return 1 if self.augment == "none" else self.views
+
+    def pictures(self, split: str, augmented: bool = False) -> Pictures:
+        """The data set of train, val or test, with training views or as for evaluation."""
+        self.setup()
+        assert self._plan is not None
+        if self._preprocess is None:
+            raise RuntimeError(
+                "the data do not know the network's preprocessing yet: call bind(config) first."
+            )
+        make = partial(train_transform, augment=self.augment) if augmented else eval_transform
+        return Pictures(
+            self._plan.parts[split],
+            self._decoded,
+            make(self._preprocess),
+            len(self.classes) if self.multilabel else None,
+            augmented=augmented and self.augment != "none",
+            views=self.views,
+            seed=self.seed,
+        )
+
+    def train_dataloader(self) -> StatefulDataLoader:
+        pictures = self.pictures("train", augmented=True)
+        weights = None
+        if self.weighted:
+            counts = Counter(item.label for item in pictures.items)
+            weights = [1 / counts[item.label] for item in pictures.items]
+        order = BatchOrder(len(pictures), self.batch_size, self.seed, weights)
+        with warnings.catch_warnings():  # torchdata 0.11 calls a torch function that is deprecated
+            warnings.filterwarnings("ignore", "'set_vital' is deprecated")
+            return StatefulDataLoader(
+                pictures, batch_sampler=order, num_workers=self.workers, persistent_workers=self.workers > 0
+            )
+
+    def _in_order(self, split: str) -> DataLoader[dict[str, Any]]:
+        """Every picture once; process r of W takes every W-th, from the r-th on."""
+        rank, world = process()
+        pictures = self.pictures(split)
+        share = Subset(pictures, range(rank, len(pictures), world))
+        return DataLoader(share, max(1, self.batch_size // world), num_workers=self.workers)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[Any]:
+        """Batches of val; an empty list, which Lightning skips, when val is 0."""
+        self.setup()
+        assert self._plan is not None
+        return self._in_order("val") if self._plan.parts["val"] else []
+
+    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
+        return self._in_order("test")
+
+    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """The pictures of the test split."""
+        return self._in_order("test")
+
+    def train_images(self, n: int) -> Iterator[Tensor]:
+        """Batches of n training pictures [b, 3, H, W] as for evaluation, drawn by the seed at random."""
+        pictures = self.pictures("train")
+        stream = torch.Generator().manual_seed(seed_of("train_images", self.seed))
+        chosen = torch.randperm(len(pictures), generator=stream)[:n]
+        for batch in chosen.split(self.batch_size):
+            yield torch.stack([pictures[int(i)]["image"] for i in batch])
+
+    def summary(self) -> Report:
+        """What was found; prints with rich."""
+        self.setup()
+        return self._report
+
+    def protocol(self) -> dict[str, Any]:
+        """How the data were used, for the label that every number carries; plain JSON values."""
+        self.setup()
+        assert self._plan is not None
+        return {
+            "data": self._source.name,
+            "classes": len(self.classes),
+            "shots": self.draw.shots,
+            "seed": self.seed,
+            "split": split_hash(self._plan.parts),
+            "counts": {name: len(items) for name, items in self._plan.parts.items()},
+            "origin": dict(self._plan.origin),
+            "augment": self.augment,
+            "views": self.views,
+            "weighted": self.weighted,
+        }

@@ -1,0 +1,60 @@
+"""Open a source of labelled pictures by the string that names it."""
+
+from __future__ import annotations
+
+import glob
+import os
+from pathlib import Path
+
+from vpt.data.item import DataError, Files, Item, Source
+
+__all__ = ["DataError", "Files", "Item", "Source", "cache_folder", "open_source"]
+
+KINDS = (
+    "a folder of class folders, a .csv or .parquet manifest, WebDataset shards "
+    "(DIR, 'train-{000000..000007}.tar', 'shards/*.tar.gz', URLs), torchvision:NAME, digits, or emoji"
+)
+
+
+def cache_folder(root: str | Path | None = None) -> Path:
+    """Where downloads and indexed shards are kept: ``root``, else $VPT_CACHE, else ~/.cache/vpt."""
+    return Path(root or os.environ.get("VPT_CACHE") or Path.home() / ".cache" / "vpt")
+
+
+def open_source(data: str | Path, root: str | Path | None = None) -> Source:
+    """The source that ``data`` names; raises DataError when there is none, or when it is empty.
+
+    root: folder for downloads and indexed shards, see ``cache_folder``.
+    """
+    text, path = str(data), Path(data)
+    if text == "digits" and not path.exists():
+        from vpt.data.bundled import Digits
+
+        return Digits()
+    if text.startswith("torchvision:"):
+        from vpt.data.bundled import TorchVision
+
+        return TorchVision(text.removeprefix("torchvision:"), cache_folder(root) / "torchvision")
+    if text == "emoji" and not path.exists():
+        return open_source(Path(__file__).parent / "emoji")
+    if path.suffix.lower() in (".csv", ".parquet"):
+        from vpt.data.manifest import open_manifest
+
+        return open_manifest(path)
+    if ".tar" in text or "::" in text or _shards_in(path):
+        from vpt.data.shards import open_shards
+
+        return open_shards(_shards_in(path) or text, cache_folder(root) / "shards")
+    if path.is_dir():
+        from vpt.data.folder import open_folder
+
+        return open_folder(path)
+    raise DataError(f"no data at {text!r}. Wanted: {KINDS}.")
+
+
+def _shards_in(path: Path) -> list[str]:
+    if not path.is_dir():
+        return []
+    return sorted(
+        p for end in ("tar", "tar.gz") for p in glob.glob(f"{glob.escape(str(path))}/*-[0-9]*.{end}")
+    )
