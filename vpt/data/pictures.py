@@ -117,7 +117,8 @@ class Pictures(Dataset[dict[str, Any]]):
     """Items as dictionaries: image float32 [3, H, W], label (int or float32 [K]), index, view, key.
 
     Asked by index, or by (epoch, index). The view of epoch e is ``e`` when ``views`` is 0, else
-    ``e % views``, and the random part of a view depends on (seed, view, key) alone. Without ``augmented`` the view is 0.
+    ``e % views``, and the random part of a view depends on (seed, view, key) alone.
+    Without ``augmented`` the view is 0.
     """
 
     def __init__(
