@@ -51,6 +51,7 @@ class PromptSet:
     rows: by site, [n, width] or [K, n, width], float32.
     head: "weight" [classes, out] and "bias" [classes], or empty.
     method: tensors of methods whose rows depend on the input, by name.
+    weights: a baseline's learned weights, by parameter; such a file says ``kind: baseline`` and is no prompt set.
     about: the metadata of the file: format, method, task, protocol, backbone, preprocessing, classes, metrics,
         train, parents (see vpt/README.md). Keys that this version does not know are kept.
     """
@@ -58,6 +59,7 @@ class PromptSet:
     rows: dict[Site, Tensor] = field(default_factory=dict)
     head: dict[str, Tensor] = field(default_factory=dict)
     method: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -70,6 +72,7 @@ class PromptSet:
         named = {str(site): rows for site, rows in self.rows.items()}
         named |= {f"head/{k}": v for k, v in self.head.items()}
         named |= {f"method/{k}": v for k, v in self.method.items()}
+        named |= {f"weights/{k}": v for k, v in self.weights.items()}
         return {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in named.items()}
 
     def hash(self) -> str:
@@ -108,7 +111,7 @@ class PromptSet:
             if t.is_floating_point() and not t.isfinite().all():
                 raise BadPromptFile(f"{path}: {name} holds NaN or infinity. The file is damaged.")
         sites = [Site(s["tower"], s["stage"], s["slot"]) for s in header.about.get("sites") or []]
-        parts: dict[str, dict[str, Tensor]] = {"head": {}, "method": {}}
+        parts: dict[str, dict[str, Tensor]] = {"head": {}, "method": {}, "weights": {}}
         for name, t in tensors.items():
             room, _, key = name.partition("/")
             if room in parts:
@@ -176,7 +179,7 @@ def _mix(sets: Sequence[PromptSet], weights: Sequence[float], what: str) -> Prom
 
     about = {k: v for k, v in sets[0].about.items() if k not in ("metrics", "train")}
     about["parents"] = [s.hash() for s in sets]
-    return PromptSet(mixed("rows"), mixed("head"), mixed("method"), about)
+    return PromptSet(mixed("rows"), mixed("head"), mixed("method"), mixed("weights"), about)
 
 
 def average(sets: Sequence[PromptSet], weights: Sequence[float] | None = None) -> PromptSet:

@@ -1,0 +1,1 @@
+"""What rows are trained for: batches and outputs to losses and metrics."""

@@ -1,0 +1,63 @@
+"""What happens beside the training steps: checkpoints that survive a kill, and the time of a step."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint
+
+__all__ = ["LastGood", "StepTime"]
+
+
+class LastGood(Checkpoint):
+    """Writes ``last.ckpt`` every so many steps from inside the loop, to a temporary name, then renamed.
+
+    From inside the loop, because a checkpoint written after the loop counts its epoch as finished.
+    """
+
+    def __init__(self, folder: Path, every: int) -> None:
+        self.path, self.every = folder / "last.ckpt", every
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step % self.every == 0:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        part = self.path.with_suffix(".part")
+        trainer.save_checkpoint(part)  # every process takes part; one writes
+        if trainer.is_global_zero:
+            os.replace(part, self.path)
+
+
+class StepTime(Callback):
+    """Milliseconds of each training step, forward to optimiser, without loading."""
+
+    def __init__(self) -> None:
+        self.ms: list[float] = []
+        self._start = 0.0
+
+    @staticmethod
+    def _now(trainer: L.Trainer) -> float:
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self._start = self._now(trainer)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self.ms.append(1e3 * (self._now(trainer) - self._start))
+
+    @property
+    def median(self) -> float:
+        """Median, the first two left out where there are more."""
+        return median(self.ms[2:] or self.ms or [0.0])

@@ -1,0 +1,76 @@
+"""Where and in which precision: what "auto" means, and what it costs in memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vpt.attention import bf16_supported
+
+__all__ = ["PeakMemory", "autocast", "resolve_device", "resolve_precision"]
+
+PRECISIONS = {"float32": "32-true", "bf16": "bf16-mixed"}
+
+
+def resolve_device(device: str) -> torch.device:
+    """ "auto" is CUDA, then Apple's MPS, then the CPU. Raises ValueError for a device that is not there."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"no device {device!r}. Choose auto, cpu, cuda, cuda:N or mps.") from None
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(found.type, False):
+        raise ValueError(f"device {device!r} is not available on this machine. Choose auto or cpu.")
+    return found
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Lightning's name: "auto" is bf16 where the hardware computes in it, else float32; rows stay float32 in both."""
+    if precision == "auto":
+        return PRECISIONS["bf16" if device.type == "cuda" and bf16_supported(device)[0] else "float32"]
+    if precision not in PRECISIONS:
+        raise ValueError(f"no precision {precision!r}. Choose auto, float32 or bf16.")
+    supported, why = bf16_supported(device)
+    if precision == "bf16" and not supported:
+        warnings.warn(f"bf16 will be slow here: {why}. float32 is the better choice.", stacklevel=2)
+    return PRECISIONS[precision]
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """The context that a pass at this precision runs in."""
+    return torch.autocast(device.type, torch.bfloat16) if precision.startswith("bf16") else nullcontext()
+
+
+class PeakMemory:
+    """Highest memory since it was made, in MB: the allocator's on CUDA, else the resident set of this process."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.resettable = False
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            try:  # Linux forgets the high-water mark when 5 is written here (proc(5))
+                Path("/proc/self/clear_refs").write_text("5")
+                self.resettable = True
+            except OSError:
+                pass
+
+    def mb(self) -> float:
+        """Peak in MB (10^6 bytes)."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 1e6
+        if self.resettable:
+            for line in Path("/proc/self/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024 / 1e6
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

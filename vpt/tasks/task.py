@@ -1,0 +1,238 @@
+"""The one Lightning task: any method on any objective, one learning rate or several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MetricCollection
+from torchvision.transforms.v2 import MixUp
+
+from vpt.attention import fastest_attention
+from vpt.encode import advance
+from vpt.methods.method import Batches
+from vpt.objectives.classify import Classify
+from vpt.tasks.learner import Learner
+from vpt.tasks.schedule import schedule
+from vpt.tasks.store import inputs_of
+from vpt.tower import Stream
+
+__all__ = ["Diverged", "PromptTask", "Recipe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a method is trained.
+
+    objective: what the rows are trained for.
+    epochs: passes over the training pictures.  lr: learning rates to try, side by side; empty: the method's own.
+    per_256: VPT's rule, the rate used is lr * batch size / 256.
+    optimizer: "adamw" or "sgd" (momentum 0.9).  weight_decay: on rows and matrices; None: the method's own.
+    schedule: see vpt.tasks.schedule.  warmup: epochs.
+    smoothing: of the labels.  mixup: strength alpha of mixup, 0 for none; it needs fresh views.
+    clip: largest norm of the gradient; 0 for none.  store: where the static part of fixed views is kept.
+    patience: stop after so many epochs without a better val score; 0: never, the last epoch counts.
+    """
+
+    objective: Literal["classify"] = "classify"
+    epochs: int = 20
+    lr: tuple[float, ...] = ()
+    per_256: bool = False
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: float | None = None
+    schedule: Literal["cosine", "constant", "vpt", "pixel"] = "cosine"
+    warmup: float = 1.0
+    smoothing: float = 0.0
+    mixup: float = 0.0
+    clip: float = 0.0
+    store: Literal["auto", "memory", "disk", "off"] = "auto"
+    patience: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low in (("epochs", 1), ("warmup", 0), ("mixup", 0), ("clip", 0), ("patience", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} is {getattr(self, name)}, wanted at least {low}.")
+        if any(not lr > 0 for lr in self.lr):
+            raise ValueError(f"learning rates are positive, got {self.lr}.")
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"smoothing is {self.smoothing}, wanted 0 or more and less than 1.")
+
+
+class Diverged(RuntimeError):
+    """The loss is not finite; the last good prompts are kept."""
+
+
+class PromptTask(L.LightningModule):
+    """Trains learners side by side: one batch, one static part, the sum of their losses, their own learning rates.
+
+    Each learner's gradient is its own, so the result is that of training them one by one. Frozen towers are not
+    registered; checkpoints hold only what learned. Random numbers of a step are a function of (seed, step), so a
+    resumed run draws the same.
+
+    lrs: one a learner.  batches: passes over training pictures, for starts that come from the data.
+    frames: the rest of stored streams of train and val (see vpt.tasks.store); None when batches hold pictures.
+    """
+
+    strict_loading = False  # frozen weights are in no checkpoint; on_load_checkpoint checks what learned
+
+    def __init__(
+        self,
+        learners: Sequence[Learner],
+        lrs: Sequence[float],
+        objective: Classify,
+        recipe: Recipe,
+        *,
+        weight_decay: float,
+        batch_size: int,
+        seed: int = 1,
+        batches: Batches = tuple,
+        frames: tuple[Stream | None, Stream | None] = (None, None),
+    ) -> None:
+        super().__init__()
+        self.learners = nn.ModuleList(learners)
+        self.lrs, self.objective, self.recipe, self.weight_decay = tuple(lrs), objective, recipe, weight_decay
+        self.batch_size, self.seed, self.batches, self.frames = batch_size, seed, batches, frames
+        self.low = min((learner.low for learner in learners), key=learners[0].tower.index)
+        self.scores = nn.ModuleList(cast(nn.Module, objective.metrics()) for _ in learners)
+        self.diverged: dict[int, int] = {}  # learner -> the step at which its loss was not finite
+        self.good = [_copy(learner.learned()) for learner in learners]
+        self.history: list[dict[str, float]] = []
+        self.mixup = MixUp(alpha=recipe.mixup, num_classes=len(objective.classes)) if recipe.mixup else None
+
+    def learner(self, k: int) -> Learner:
+        """The k-th learner."""
+        return cast(Learner, self.learners[k])
+
+    def setup(self, stage: str) -> None:
+        device = self.trainer.strategy.root_device
+        for learner in map(self.learner, range(len(self.learners))):
+            learner.tower.model.to(device)
+            learner.to(device)
+            if stage == "fit":
+                learner.method.start(learner.tower, self._on_device, learner.head)
+        if stage == "fit":
+            self.good = [_copy(self.learner(k).learned()) for k in range(len(self.learners))]
+
+    def _on_device(self) -> Any:
+        device = self.trainer.strategy.root_device
+        for batch in self.batches():
+            yield {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+    def attention(self, inputs: Tensor | Stream) -> AbstractContextManager[Any]:
+        """The faster attention path at this precision, by measurement; in float32 always the library's."""
+        if not str(self.trainer.precision).startswith("bf16") or self.learner(0).tower.closed:
+            return nullcontext()
+        tower, x = self.learner(0).tower, inputs.x if isinstance(inputs, Stream) else inputs
+        length = x.shape[1] if x.ndim == 3 else x.shape[-1] * x.shape[-2] // (tower.patch[0] * tower.patch[1])
+        heads = int(tower.traits.get("heads") or 1)
+        return fastest_attention(
+            torch.bfloat16, x.device, batch=len(x), heads=heads, length=length, head_width=tower.width // heads
+        )
+
+    def training_step(self, batch: dict[str, Any], _: int) -> Tensor:
+        torch.manual_seed(self.seed * 1_000_003 + self.global_step)
+        inputs, target = inputs_of(batch, self.frames[0]), batch["label"]
+        if self.mixup is not None:
+            inputs, target = self.mixup(batch["image"], target)
+        alive = [k for k in range(len(self.learners)) if k not in self.diverged]
+        with self.attention(inputs):
+            if len(alive) > 1:  # one static part for all
+                inputs = advance(self.learner(0).tower, inputs, {}, self.low)
+            losses = torch.stack([self.objective.loss(self.learner(k)(inputs), target) for k in alive])
+        finite = losses.detach().isfinite().tolist()
+        for k, ok in zip(alive, finite, strict=True):
+            if not ok:
+                self.diverged[k] = self.global_step
+        if not any(finite):
+            raise Diverged(
+                f"the loss is not finite at step {self.global_step} (epoch {self.current_epoch}) with learning rate "
+                f"{', '.join(f'{lr:g}' for lr in self.lrs)}. Lower the learning rate, or clip the gradient (clip=1)."
+            )
+        loss = losses[[i for i, ok in enumerate(finite) if ok]].sum()
+        self.log("train/loss", loss.detach() / sum(finite), prog_bar=True, batch_size=len(target))
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        for k in range(len(self.learners)):
+            if k not in self.diverged:
+                learner = self.learner(k)
+                learner.method.after_epoch(learner.tower, self._on_device, learner.head)
+                self.good[k] = _copy(learner.learned())
+
+    def validation_step(self, batch: dict[str, Any], _: int) -> None:
+        inputs = inputs_of(batch, self.frames[1])
+        with self.attention(inputs):
+            if len(self.learners) > 1:
+                inputs = advance(self.learner(0).tower, inputs, {}, self.low)
+            for k in range(len(self.learners)):
+                scores = self.objective.scores(self.learner(k)(inputs))
+                self.metrics(k).update(scores, self.objective.targets(batch))
+
+    def metrics(self, k: int) -> MetricCollection:
+        """The k-th learner's val metrics."""
+        return cast(MetricCollection, self.scores[k])
+
+    def on_validation_epoch_end(self) -> None:
+        name, row = f"val/{self.objective.headline}", {"epoch": float(self.current_epoch)}
+        best = 0.0
+        for k, lr in enumerate(self.lrs):
+            found = {f"val/{n}": float(v) for n, v in self.metrics(k).compute().items()}
+            self.metrics(k).reset()
+            if k not in self.diverged:
+                best = max(best, found[name])
+            row |= found if len(self.lrs) == 1 else {f"{n}/lr={lr:g}": v for n, v in found.items()}
+        row[name] = best
+        self.log_dict({k: v for k, v in row.items() if k != "epoch"})
+        self.log("val", best, prog_bar=True, logger=False)
+        self.history.append(row)
+
+    def configure_optimizers(self) -> Any:
+        scale = self.batch_size / 256 if self.recipe.per_256 else 1.0
+        groups = [g for k, lr in enumerate(self.lrs) for g in self.learner(k).groups(lr * scale, self.weight_decay)]
+        if self.recipe.optimizer == "sgd":
+            optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, momentum=0.9)
+        else:
+            optimizer = torch.optim.AdamW(groups)
+        steps = max(1, int(self.trainer.estimated_stepping_batches) // self.recipe.epochs)
+        factor = schedule(self.recipe.schedule, self.recipe.epochs, steps, self.recipe.warmup)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = {
+            f"learners.{k}.{name}": t
+            for k in range(len(self.learners))
+            for name, t in self.learner(k).learned().items()
+        }
+        checkpoint["vpt"] = {"diverged": self.diverged, "good": self.good, "history": self.history}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        want = {f"learners.{k}.{n}" for k in range(len(self.learners)) for n in self.learner(k).learned()}
+        if missing := want - checkpoint["state_dict"].keys():
+            raise ValueError(
+                f"the checkpoint lacks {', '.join(sorted(missing)[:3])}: it belongs to another method or other "
+                "options. Start afresh in another folder."
+            )
+        kept = checkpoint["vpt"]
+        self.diverged, self.good, self.history = kept["diverged"], kept["good"], kept["history"]
+
+    def best(self) -> tuple[int, str]:
+        """Which learner wins on val by its last epoch (ties: the smaller rate), and a sentence that says why."""
+        alive = [k for k in range(len(self.learners)) if k not in self.diverged]
+        if len(self.learners) == 1 or not alive:
+            return 0, ""
+        last, name = self.history[-1], self.objective.headline
+        score = {k: last[f"val/{name}/lr={self.lrs[k]:g}"] for k in alive}
+        k = min(alive, key=lambda k: (-score[k], self.lrs[k]))
+        told = ", ".join(f"{self.lrs[k]:g}: {score[k]:.3f}" for k in alive)
+        gone = "".join(f", {self.lrs[k]:g}: diverged at step {step}" for k, step in self.diverged.items())
+        return k, f"learning rate {self.lrs[k]:g} has the best val {name} at the last epoch ({told}{gone})"
+
+
+def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v.detach().cpu().clone() for k, v in tensors.items()}

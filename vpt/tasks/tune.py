@@ -1,0 +1,384 @@
+"""tune: pictures, a frozen backbone and a method in; a prompt set with an honest number out."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from rich.console import Console
+from rich.progress import track
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from vpt.attention import cast_frozen
+from vpt.data.module import ImageData
+from vpt.methods import METHODS, method_class
+from vpt.methods.method import Method
+from vpt.objectives.classify import Classify
+from vpt.promptset import PromptSet, write_atomically
+from vpt.tasks.callbacks import LastGood, StepTime
+from vpt.tasks.device import PeakMemory, autocast, resolve_device, resolve_precision
+from vpt.tasks.learner import Learner, build_method
+from vpt.tasks.store import Stored, fill
+from vpt.tasks.task import Diverged, PromptTask, Recipe
+from vpt.tasks.tuned import Tuned
+from vpt.towers.load import Backbone, load
+
+__all__ = ["Machine", "fit", "tune"]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how a run happens, apart from what it computes.
+
+    out: folder for the prompt file, logs and checkpoints; None keeps everything in memory.
+    device: auto, cpu, cuda, cuda:N, mps.  precision: auto, float32, bf16.
+    progress: show bars and what was found.  resume: go on where a killed run in ``out`` stopped.
+    checkpoint_every: steps between checkpoints.  trainer: further options of Lightning's Trainer (devices, strategy).
+    """
+
+    out: str | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    progress: bool = True
+    resume: bool = True
+    checkpoint_every: int = 50
+    trainer: Mapping[str, Any] | None = None
+
+
+def tune(backbone: Backbone | str, data: ImageData | str, method: str = "vpt-deep", **options: Any) -> Tuned:
+    """Train ``method`` on ``backbone`` with the pictures in ``data``: three lines for a notebook.
+
+    options: any of the method's (length=20), the data's (shots=16, seed=1, batch_size=32, augment="flip"),
+        the recipe's (epochs=20, lr=(1e-3, 1e-2)) and the machine's (out="runs/photos", device="cuda").
+    Raises ValueError for an option that none of them has, and for data, sites or backbones that cannot be used.
+    """
+    backbone = load(backbone) if isinstance(backbone, str) else backbone
+    rooms: dict[str, dict[str, Any]] = {"data": {}, "method": {}, "recipe": {}, "machine": {}}
+    known = {
+        "method": set(inspect.signature(method_class(method)).parameters) - backbone.towers.keys(),
+        "data": set(inspect.signature(ImageData).parameters) - {"path"} if isinstance(data, str) else set(),
+        "recipe": {f.name for f in fields(Recipe)},
+        "machine": {f.name for f in fields(Machine)},
+    }
+    for name, value in options.items():
+        home = next((room for room, names in known.items() if name in names), None)
+        if home is None:
+            every = "; ".join(f"{room}: {', '.join(sorted(names))}" for room, names in known.items() if names)
+            raise ValueError(f"nothing here has an option {name!r}. There are {every}.")
+        rooms[home][name] = value
+    if "lr" in rooms["recipe"]:
+        lr = rooms["recipe"]["lr"]
+        rooms["recipe"]["lr"] = tuple(lr) if isinstance(lr, (list, tuple)) else (lr,)
+    module = ImageData(data, **rooms["data"]) if isinstance(data, str) else data
+    return fit(backbone, module, method, rooms["method"], Recipe(**rooms["recipe"]), Machine(**rooms["machine"]))
+
+
+def fit(
+    backbone: Backbone,
+    data: ImageData,
+    method: str,
+    options: Mapping[str, Any] | None = None,
+    recipe: Recipe = Recipe(),  # noqa: B008  frozen
+    machine: Machine = Machine(),  # noqa: B008  frozen
+) -> Tuned:
+    """Train, choose among the recipe's learning rates on val, measure on test, and write the file.
+
+    Whatever can be refused is refused before the first picture is read. Raises Diverged when the loss is not finite;
+    the prompts of the last good epoch are then in ``out``.
+    """
+    run = Run(backbone, data, method, dict(options or {}), recipe, machine)
+    return run()
+
+
+class Run:
+    """One training run, step by step."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        data: ImageData,
+        method: str,
+        options: dict[str, Any],
+        recipe: Recipe,
+        machine: Machine,
+    ) -> None:
+        self.backbone, self.data, self.method, self.options = backbone, data, method, options
+        self.machine = machine
+        self.entry = METHODS[method] if method in METHODS else method_class(method)  # raises, listing the names
+        self.recipe = replace(recipe, lr=recipe.lr or (self.entry.lr,))
+        self.weight_decay = self.entry.weight_decay if recipe.weight_decay is None else recipe.weight_decay
+        self.device = resolve_device(machine.device)
+        self.precision = resolve_precision(machine.precision, self.device)
+        self.out = None if machine.out is None else Path(machine.out)
+        self.console = Console(stderr=True, quiet=not machine.progress)
+        build_method(method, backbone.towers, options)  # sites and options are refused before data are read
+
+    def __call__(self) -> Tuned:
+        started = time.perf_counter()
+        self.data.bind(self.backbone.preprocessing)
+        self.data.setup()
+        self._check_data()
+        resumed = self._open_out()
+        self.console.print(self.data.summary())
+        self.objective = Classify(self.data.classes, self.data.multilabel, self.recipe.smoothing)
+        memory, timer = PeakMemory(self.device), StepTime()
+        learners = self._learners()
+        self._say_what_learns(learners[0])
+        solved: dict[str, float] = {}
+        if type(learners[0].method).solve is not Method.solve:
+            chosen, why, task = 0, "", None
+            solved = self._solve(learners[0])
+        else:
+            task = self._train(learners, resumed, timer)
+            chosen, why = task.best()
+        if why:
+            self.console.print(why)
+        train = {
+            "lr": self.recipe.lr[chosen],
+            "chosen_because": why,
+            **solved,
+            "weight_decay": self.weight_decay,
+            **{k: v for k, v in asdict(self.recipe).items() if k not in ("lr", "weight_decay")},
+            "batch_size": self.data.batch_size,
+            "precision": self.precision,
+            "device": str(self.device),
+            "steps": len(timer.ms),
+            "step_ms": round(timer.median, 2),
+            "peak_mb": round(memory.mb(), 1),
+            "parameters": sum(p.numel() for p in learners[chosen].parameters() if p.requires_grad),
+            "history": task.history if task else [],
+            "command": " ".join(sys.argv) if sys.argv[0].endswith(("vpt", "vptune", "__main__.py")) else "",
+        }
+        tuned = self._bind(learners[chosen], train)
+        tuned = self._measure(tuned)
+        tuned.prompts.about["train"]["seconds"] = round(time.perf_counter() - started, 1)
+        if self.out is not None:
+            tuned.save(self.out / self.file_name)
+            (self.out / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
+        return tuned
+
+    @property
+    def file_name(self) -> str:
+        """Of the artifact: a baseline's is no prompt set, and is not called one."""
+        return "baseline.safetensors" if self.entry.baseline else "prompts.safetensors"
+
+    def _check_data(self) -> None:
+        if len(self.recipe.lr) > 1 and not self.data.protocol()["counts"].get("val"):
+            raise ValueError(
+                f"choosing among the learning rates {self.recipe.lr} needs a val split, and there is none. "
+                "Set val=0.2, or give one learning rate."
+            )
+        if self.recipe.mixup and (self.data.fixed_views or self.data.multilabel):
+            raise ValueError("mixup needs fresh views (augment, views=0) and one label a picture.")
+
+    def config(self) -> dict[str, Any]:
+        """What decides the result: a resumed run must agree with it."""
+        return {
+            "backbone": self.backbone.label(),
+            "data": self.data.protocol(),
+            "batch_size": self.data.batch_size,
+            "method": {"name": self.method, "options": self.options},
+            "recipe": asdict(self.recipe),
+            "precision": self.precision,
+        }
+
+    def _open_out(self) -> Path | None:
+        """Make the folder, or find the checkpoint of a killed run in it; refuses one of another configuration."""
+        if self.out is None:
+            return None
+        config, told = self.out / "run.json", json.loads(json.dumps(self.config()))
+        checkpoint = self.out / "checkpoints" / "last.ckpt"
+        if self.machine.resume and checkpoint.is_file() and config.is_file():
+            before = json.loads(config.read_text())
+            if before == told:
+                self.console.print(f"going on from {checkpoint}")
+                return checkpoint
+            changed = [k for k in told if before.get(k) != told[k]]
+            raise ValueError(
+                f"{self.out} holds a stopped run with another {', '.join(changed)}. Repeat its options to go on, "
+                "start afresh with resume=false, or choose another out."
+            )
+        if self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"out={str(self.out)!r} is a file. Give a folder.")
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.unlink(missing_ok=True)
+        write_atomically(config, json.dumps(told, indent=1).encode())
+        return None
+
+    def _learners(self) -> list[Learner]:
+        """One learner a learning rate, all from the same start."""
+        towers = dict(self.backbone.towers)
+        for tower in towers.values():
+            tower.model.to(self.device)
+        if self.precision.startswith("bf16") and not self.entry.baseline:
+            towers["image"] = cast_frozen(towers["image"], torch.bfloat16)
+        made = []
+        for _ in self.recipe.lr:
+            torch.manual_seed(self.data.seed)
+            method = build_method(self.method, towers, self.options)
+            made.append(Learner(method, towers["image"], len(self.objective.classes)))
+        return made
+
+    def _say_what_learns(self, learner: Learner) -> None:
+        counts: dict[str, int] = {}
+        for name, p in learner.named_parameters():
+            if p.requires_grad:
+                room = {"head": "head", "network": "network"}.get(name.split(".")[0], "rows")
+                counts[room] = counts.get(room, 0) + p.numel()
+        told = ", ".join(f"{room} {n:,}" for room, n in counts.items()) or "nothing by gradient"
+        frozen = sum(p.numel() for p in self.backbone.image.model.parameters())
+        self.console.print(f"{self.method} on {self.backbone.name} ({frozen / 1e6:.1f} M frozen) learns: {told}")
+
+    def _store(self, learner: Learner, low: str, split: str) -> Stored | None:
+        """The static part of one split, kept; None where it is not worth it."""
+        views = self.data.fixed_views if split == "train" else 1
+        pictures = self.data.pictures(split, augmented=split == "train")
+        wanted = self.recipe.store in ("memory", "disk") or (self.recipe.store == "auto" and self.recipe.epochs > views)
+        if not views or low == "input" or not wanted or not len(pictures):
+            return None
+        bar = partial(track, description=f"storing {split} below {low}", console=self.console, transient=True)
+        return fill(
+            learner.tower,
+            low,
+            pictures,
+            views,
+            where=self.recipe.store,
+            folder=self.out,
+            name=split,
+            around=partial(autocast, self.device, self.precision),
+            track=bar if self.machine.progress else iter,
+        )
+
+    def _solve(self, learner: Learner) -> dict[str, float]:
+        """A closed form on stored features."""
+        learner.to(self.device)
+        parts = {}
+        for split in ("train", "val"):
+            pictures = self.data.pictures(split)
+            stored = fill(learner.tower, "pooled", pictures, 1, where="memory")
+            assert stored is not None
+            parts[split] = (stored.x[0], torch.tensor([fact["label"] for fact in stored.facts]))
+        return learner.method.solve(*parts["train"], parts["val"], learner.head)
+
+    def _train(self, learners: list[Learner], resumed: Path | None, timer: StepTime) -> PromptTask:
+        loader, val = self.data.train_dataloader(), self.data.val_dataloader()
+        low = min((learner.low for learner in learners), key=learners[0].tower.index)
+        stored = self._store(learners[0], low, "train")
+        stored_val = self._store(learners[0], low, "val") if stored is not None and val else None
+        if stored is not None:
+            loader = StatefulDataLoader(stored, batch_sampler=loader.batch_sampler)
+        if stored_val is not None:
+            val = torch.utils.data.DataLoader(stored_val, val.batch_size)  # type: ignore[union-attr]
+        task = PromptTask(
+            learners,
+            self.recipe.lr,
+            self.objective,
+            self.recipe,
+            weight_decay=self.weight_decay,
+            batch_size=self.data.batch_size,
+            seed=self.data.seed,
+            batches=self._batches,
+            frames=(stored and stored.frame, stored_val and stored_val.frame),
+        )
+        trainer = self._trainer(timer)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*does not have many workers.*")
+                warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
+                trainer.fit(task, loader, val or None, ckpt_path=resumed, weights_only=False)
+        except Diverged:
+            self._keep_last_good(task)
+            raise
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        return task
+
+    def _batches(self) -> Any:
+        """Training batches as for evaluation, in order: what starts from data read."""
+        return torch.utils.data.DataLoader(self.data.pictures("train"), self.data.batch_size)
+
+    def _trainer(self, timer: StepTime) -> L.Trainer:
+        callbacks: list[Callback] = [timer]
+        loggers: list[Any] = []
+        if self.out is not None:
+            callbacks.append(LastGood(self.out / "checkpoints", self.machine.checkpoint_every))
+            loggers = [CSVLogger(self.out, "logs", version=""), TensorBoardLogger(self.out, "logs", version="")]
+        if self.machine.progress:
+            callbacks.append(RichProgressBar())
+        if self.recipe.patience:
+            name = f"val/{self.objective.headline}"
+            callbacks.append(EarlyStopping(name, patience=self.recipe.patience, mode="max"))
+        index = [self.device.index or 0] if self.device.type == "cuda" else 1
+        options: dict[str, Any] = {
+            "accelerator": {"cuda": "gpu"}.get(self.device.type, self.device.type),
+            "devices": index,
+            "precision": self.precision,
+            "max_epochs": self.recipe.epochs,
+            "logger": loggers,
+            "callbacks": callbacks,
+            "enable_progress_bar": self.machine.progress,
+            "enable_checkpointing": self.out is not None,
+            "enable_model_summary": False,
+            "use_distributed_sampler": False,
+            "num_sanity_val_steps": 0,
+            "log_every_n_steps": 10,
+            "gradient_clip_val": self.recipe.clip or None,
+            "default_root_dir": self.out,
+        }
+        return L.Trainer(**{**options, **(self.machine.trainer or {})})
+
+    def _keep_last_good(self, task: PromptTask) -> None:
+        """Write the prompts of the last epoch whose loss was finite."""
+        if self.out is None:
+            return
+        learner = task.learner(0)
+        learner.load_state_dict(task.good[0], strict=False)
+        tuned = self._bind(learner, {"stopped": f"the loss was not finite at step {task.global_step}"})
+        tuned.save(self.out / self.file_name)
+
+    def _bind(self, learner: Learner, train: dict[str, Any]) -> Tuned:
+        protocol = {
+            **self.data.protocol(),
+            "task": "classify",
+            "selection": "last epoch" if not self.recipe.patience else f"early stop, patience {self.recipe.patience}",
+            "lr_grid": list(self.recipe.lr),
+        }
+        about = {
+            "kind": "baseline" if self.entry.baseline else "prompt set",
+            "method": {"name": self.method, "options": self.options, "paper": self.entry.paper},
+            "task": "classify",
+            "multilabel": self.data.multilabel,
+            "protocol": protocol,
+            "backbone": self.backbone.label(),
+            "preprocessing": dict(self.backbone.preprocessing),
+            "classes": list(self.data.classes),
+            "metrics": [],
+            "train": train,
+        }
+        prompts: PromptSet = learner.export(about)
+        return Tuned(self.backbone, prompts, precision=self.precision)
+
+    def _measure(self, tuned: Tuned) -> Tuned:
+        """Val and test metrics into the label; every number with its split, count and seed."""
+        counts = self.data.protocol()["counts"]
+        for split, loader in (("val", self.data.val_dataloader()), ("test", self.data.test_dataloader())):
+            if counts.get(split):
+                told = track(loader, f"measuring on {split}", console=self.console, transient=True)
+                found = tuned.evaluate(told if self.machine.progress else loader)
+                tuned.prompts.about["metrics"] += [
+                    {"name": n, "value": v, "split": split, "count": counts[split], "seed": self.data.seed}
+                    for n, v in found.metrics.items()
+                ]
+        return tuned
