@@ -1,7 +1,7 @@
 """vpt: learn prompts for frozen vision models.
 
-Learned rows join a token sequence of a frozen network at a named site, and only the rows learn. Everything here is
-loaded when it is first used: ``import vpt`` takes milliseconds and imports no torch.
+Learned rows join a token sequence of a frozen network at a named site, and only the rows learn. Everything
+here is loaded when it is first used: ``import vpt`` takes milliseconds and imports no torch.
 """
 
 from __future__ import annotations

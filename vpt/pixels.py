@@ -1,4 +1,4 @@
-"""Where the pixel slots of a picture lie: rows of one value a channel, added to the pixels (arXiv 2203.17274)."""
+"""Where the pixel slots of a picture lie. Their rows, one value a channel, are added (arXiv 2203.17274)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ def pixel_places(slot: str, n: int, size: tuple[int, int] | torch.Size) -> Tenso
     """Flat positions [n] of a pixel slot in pictures of ``size`` (height, width).
 
     "border": a frame, row by row from the top left, its thickness following from n.
-    "corner": a square at the top left.  "anywhere": a square at a random place, one draw for the whole batch; like
-    the authors' code (utils of hjbahng/visual_prompting) the last possible row and column are never drawn.
+    "corner": a square at the top left.  "anywhere": a square at a random place, one draw for the whole batch;
+    like the authors' code (utils of hjbahng/visual_prompting) the last possible row and column are never
+    drawn.
     Raises ValueError for another slot, or an n that fits no such shape.
     """
     height, width = size
@@ -42,4 +43,6 @@ def pixel_places(slot: str, n: int, size: tuple[int, int] | torch.Size) -> Tenso
             return grid[top : top + side, left : left + side].flatten()
     else:
         raise ValueError(f"pictures have no slot {slot!r}. Choose one of {', '.join(PIXEL_SLOTS)}.")
-    raise ValueError(f"{n} pixels make no {slot!r} in a picture of {height} x {width}: the prompt is for another size.")
+    raise ValueError(
+        f"{n} pixels make no {slot!r} in a picture of {height} x {width}: the prompt is for another size."
+    )

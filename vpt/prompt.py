@@ -1,7 +1,7 @@
 """Where learned rows enter a frozen network, and the tables that make them.
 
-A **site** is an address, a **prompt** a module that makes rows for sites, **rows** plain tensors by site. Nothing
-here knows a network, a library or a loss.
+A **site** is an address, a **prompt** a module that makes rows for sites, **rows** plain tensors by site.
+Nothing here knows a network, a library or a loss.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Context", "LowRank", "Prompt", "Rows", "Shared", "Site", "Table", "fourier", "given", "normal", "uniform"]
-__all__ += ["xavier"]
+__all__ = ["Context", "LowRank", "Prompt", "Rows", "Shared", "Site", "Table"]
+__all__ += ["fourier", "given", "normal", "uniform", "xavier"]
 
 Init = Callable[[Tensor], object]
 
@@ -71,8 +71,8 @@ def given(vectors: Tensor) -> Init:
     def fill(table: Tensor) -> None:
         if vectors.shape[-2:] != table.shape[-2:] or (vectors.ndim == 3 and vectors.shape != table.shape):
             raise ValueError(
-                f"these vectors are {tuple(vectors.shape)}, the table is {tuple(table.shape)} [layers, n, width]. "
-                "Give [n, width] or one set a layer."
+                f"these vectors are {tuple(vectors.shape)}, the table is {tuple(table.shape)} [layers, n, "
+                "width]. Give [n, width] or one set a layer."
             )
         table.copy_(vectors.to(table))
 
@@ -117,7 +117,7 @@ class Shared(nn.Module):
 
 
 class LowRank(nn.Module):
-    """Rows as the product of two thin tables, [layers, n, rank] @ [rank, width]; the second is common to all layers.
+    """Rows as a product of two thin tables, [layers, n, rank] @ [rank, width], the second for all layers.
 
     The first factor starts at N(0, 1) / sqrt(rank), so that the product starts as ``init`` fills the second.
     """
@@ -125,7 +125,7 @@ class LowRank(nn.Module):
     def __init__(self, layers: int, length: int, width: int, init: Init, *, rank: int) -> None:
         super().__init__()
         if not 1 <= rank < width:
-            raise ValueError(f"a low-rank table of width {width} needs a rank from 1 to {width - 1}, not {rank}.")
+            raise ValueError(f"a low-rank table {width} wide needs a rank from 1 to {width - 1}, not {rank}.")
         self.mix = nn.Parameter(torch.randn(layers, length, rank) / math.sqrt(rank))
         self.basis = nn.Parameter(torch.empty(rank, width))
         with torch.no_grad():
@@ -136,7 +136,7 @@ class LowRank(nn.Module):
 
     @torch.no_grad()
     def fill(self, rows: Tensor) -> None:
-        """Set the product to the best approximation of ``rows`` [layers, n, width] at this rank (truncated SVD)."""
+        """Set the product to the best approximation of ``rows`` [layers, n, width] at this rank."""
         u, s, v = torch.linalg.svd(rows.flatten(0, 1).float(), full_matrices=False)
         rank = min(len(self.basis), len(s))
         self.mix.zero_(), self.basis.zero_()
@@ -145,8 +145,8 @@ class LowRank(nn.Module):
 
 
 def fourier(fraction: float) -> Callable[[Tensor], Tensor]:
-    """VFPT's rows (arXiv 2411.01327): of n rows [..., n, width] the first floor(fraction * n) enter as the real part
-    of the Fourier transform over rows of the transform over channels; the others as they are."""
+    """VFPT's rows (arXiv 2411.01327): of n rows [..., n, width] the first floor(fraction * n) enter as the
+    real part of the Fourier transform over rows of the transform over channels; the others as they are."""
 
     def transform(rows: Tensor) -> Tensor:
         n = int(fraction * rows.shape[-2])
@@ -162,8 +162,8 @@ class Prompt(nn.Module):
     table: makes the table from (layers, length, width, init); :class:`Table`, :class:`Shared`, or
         ``partial(LowRank, rank=4)``.
     init: fills it in place.
-    through: reparameterises each row, e.g. VPT's projection (arXiv 2203.12119). Folded when saved: a prompt set
-        holds what ``forward`` returns.
+    through: reparameterises each row, e.g. VPT's projection (arXiv 2203.12119). Folded when saved: a prompt
+        set holds what ``forward`` returns.
     inner: width of the table in front of ``through``; by default ``width``.
     dropout: as published for VPT, drawn for each sample, so rows become [batch, n, width] while it is on.
     transform: applied to the rows last, e.g. :func:`fourier`.

@@ -1,13 +1,13 @@
 """A frozen encoder laid open as a list of steps, and the batch that climbs it.
 
-A **tower** is a list of steps between named stages; a **stream** is a batch that knows its places. A tower calls its
-library's own modules in their own order and knows no method.
+A **tower** is a list of steps between named stages; a **stream** is a batch that knows its places. A tower
+calls its library's own modules in their own order and knows no method.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,11 +23,11 @@ __all__ = ["Block", "Live", "Step", "Stream", "Tower"]
 class Stream:
     """A batch on its way up a tower. One that stopped early is a cache: the loop resumes it.
 
-    x: [batch, length, width]; at "input" pixels [batch, channels, height, width] or token ids [batch, length].
+    x: [batch, length, width]; at "input" pixels [batch, channels, height, width], or ids [batch, length].
     stage: what reads x next.
     places: slot to positions in the sequence, [batch, m] or [1, m] when all samples agree.
-    source: slot to [batch or 1, m], which of the slot's (flattened) rows goes to each place; absent: the first to
-        the first. Packed text needs it, where K classes lie side by side in one row of the batch.
+    source: slot to [batch or 1, m], which of the slot's (flattened) rows goes to each place; absent: the
+        first to the first. Packed text needs it, where K classes lie side by side in one row of the batch.
     grown: slots that lengthened the sequence; pooling does not see them.
     positions: position of each token where it is not its index, [batch or 1, length].
     mask: additive attention mask, broadcast to [batch, heads, length, length].
@@ -66,24 +66,26 @@ class Stream:
         dtype = kwargs.pop("dtype", None)
         moved = [a for a in args if not isinstance(a, torch.dtype)]
         dtype = next((a for a in args if isinstance(a, torch.dtype)), dtype)
-        return self.each(
-            lambda t: t.to(*moved, dtype=dtype if dtype and t.is_floating_point() else t.dtype, **kwargs)
-        )
+
+        def move(t: Any) -> Tensor:
+            return t.to(*moved, dtype=dtype if dtype and t.is_floating_point() else t.dtype, **kwargs)
+
+        return self.each(move)
 
     def samples(self, f: Callable[[Tensor], Tensor]) -> Stream:
-        """The stream with ``f`` applied to what has one entry a sample; what is shared ([1, ..], extra) stays."""
+        """The stream with ``f`` applied to what has one entry a sample; what is shared stays."""
         batch = len(self.x)
 
-        def some(t: Tensor | None, ndim: int = 2) -> Tensor | None:
-            return f(t) if t is not None and t.ndim >= ndim and len(t) == batch > 1 else t
+        def some(t: Tensor, ndim: int = 2) -> Tensor:
+            return f(t) if t.ndim >= ndim and len(t) == batch > 1 else t
 
         return replace(
             self,
             x=f(self.x),
             places={k: some(v) for k, v in self.places.items()},
             source={k: some(v) for k, v in self.source.items()},
-            positions=some(self.positions),
-            mask=some(self.mask, 4),
+            positions=None if self.positions is None else some(self.positions),
+            mask=None if self.mask is None else some(self.mask, 4),
         )
 
     def own(self) -> Tensor:
@@ -92,14 +94,24 @@ class Stream:
             return self.x  # at once: building the index makes the CPU wait for a GPU
         return self.without(self.grown).x
 
-    def without(self, slots: Iterable[str]) -> Stream:
+    def without(self, slots: Collection[str]) -> Stream:
         """The stream with the rows of these grown slots taken out again."""
-        gone = torch.cat([self.places[slot][0] for slot in slots])
-        keep = torch.ones(self.x.shape[1], dtype=torch.bool, device=self.x.device)
-        keep[gone] = False
-        shift = keep.cumsum(0) - 1  # old position -> new position
-        left = {k: shift[v] for k, v in self.places.items() if k not in slots}
-        return replace(self, x=self.x[:, keep], places=left, grown=self.grown - set(slots))
+        places = torch.cat([self.places[slot][0] for slot in slots])
+        gone = torch.zeros(self.x.shape[1], dtype=torch.bool, device=self.x.device)
+        gone[places] = True
+        kept = gone.byte().argsort(stable=True)[
+            : len(gone) - len(places)
+        ]  # a boolean index would wait for the GPU
+        shift = (~gone).cumsum(0) - 1  # old position -> new position
+        mask = self.mask
+        return replace(
+            self,
+            x=self.x[:, kept],
+            places={k: shift[v] for k, v in self.places.items() if k not in slots},
+            grown=self.grown - set(slots),
+            positions=None if self.positions is None else self.positions[:, kept],
+            mask=None if mask is None else mask.index_select(-1, kept).index_select(-2, kept),
+        )
 
 
 Step = Callable[[Stream], Stream]
@@ -142,6 +154,8 @@ class Tower:
     reads: what pooling reads: so many leading tokens, the places of a slot, or (None) the whole sequence.
     patch: height and width of a patch in pixels (VPT's start needs it).
     begin: makes a stream of inputs.
+    grows: the lowest stage at which a slot may be opened; below it, fixed positions or a fixed mask leave no
+        room. None: every stage.
     extend: (stream, place, n) -> stream whose extras allow for n rows opened at ``place``.
     logits: the network's own classifier, of the stream at "normed"; None where there is none.
     reopen: opens another module of the same kind (a copy that learns, a copy in bfloat16).
@@ -161,6 +175,7 @@ class Tower:
     reads: int | str | None = None
     patch: tuple[int, int] = (1, 1)
     begin: Callable[[Tensor], Stream] = _start
+    grows: str | None = None
     extend: Callable[[Stream, int, int], Stream] | None = None
     logits: Callable[[Stream], Tensor] | None = None
     reopen: Callable[[nn.Module], Tower] | None = None
@@ -195,26 +210,31 @@ class Tower:
                 f"the {self.name!r} tower has no stage {str(stage)!r}, only {', '.join(self.stages)}{why}."
             ) from None
 
-    def check(self, sites: Iterable[Site], width: int | None = None) -> None:
+    def check(self, sites: Iterable[Site]) -> None:
         """Refuse sites of this tower that it cannot take, with the reason; before any data are read."""
         for site in sites:
             if site.tower != self.name:
                 continue
             if self.closed and site.stage != "input":
                 raise ValueError(
-                    f"rows cannot enter at {site}: {self.closed} Its pixels can be prompted (method pixel), and a "
-                    "linear probe works on its features."
+                    f"rows cannot enter at {site}: {self.closed} Its pixels can be prompted (method pixel), "
+                    "and a linear probe works on its features."
                 )
-            step = self.steps[self.index(site.stage)]
+            at = self.index(site.stage)
+            if at == len(self.steps):
+                raise ValueError(
+                    f"rows cannot enter at {site}: it is what the {self.name!r} tower gives back."
+                )
+            step = self.steps[at]
             if site.slot == "kv" and not isinstance(step, Block):
                 raise ValueError(
-                    f"rows cannot enter at {site}: the step there is no attention block whose keys and values vpt "
-                    "can open exactly. Use the slot 'prefix'."
+                    f"rows cannot enter at {site}: the step there is no attention block whose keys and "
+                    "values vpt can open exactly. Use the slot 'prefix'."
                 )
 
     def pooling(self, how: str) -> Tower:
-        """The tower with another output, VPT's variants (arXiv 2203.12119, figure 6): "own" as the library pools;
-        "image" the mean of the patches, "prompt" of the rows' outputs, "global" of both, all after the norm."""
+        """The tower with another output, VPT's variants (arXiv 2203.12119, figure 6): "own" as the library
+        pools; "image" the mean of the patches, "prompt" of the rows' outputs, "global" of both, normed."""
         if how == "own":
             return self
         if how not in ("image", "prompt", "global"):
@@ -232,7 +252,8 @@ class Tower:
     def learning(self, names: Callable[[str], bool], from_stage: str) -> Tower:
         """A copy of the tower, on a copy of the model, whose parameters that ``names`` accepts learn.
 
-        from_stage: the lowest stage whose step holds one of them. For baselines; the frozen tower is untouched.
+        from_stage: the lowest stage whose step holds one of them. For baselines; the frozen tower stays as
+            it is.
         """
         if self.reopen is None:
             raise ValueError(f"the {self.name!r} tower cannot be opened again on a copy of its model.")

@@ -1,8 +1,8 @@
 """timm's transformer blocks as steps that can leave out what nobody reads.
 
-The blocks are called as they are; only where rows are keys and values alone, or where only the class token is read
-afterwards, the attention's own projections are used one by one. That is done for the exact block and attention
-types whose arithmetic stands here; any other block runs whole.
+The blocks are called as they are; only where rows are keys and values alone, or where only the class token is
+read afterwards, the attention's own projections are used one by one. That is done for the exact block and
+attention types whose arithmetic stands here; any other block runs whole.
 """
 
 from __future__ import annotations
@@ -24,11 +24,15 @@ from vpt.tower import Live, Step, Stream
 __all__ = ["open_block"]
 
 
-def open_block(block: nn.Module, index: int, rope: Callable[[Stream, int], Tensor | None] | None = None) -> Step:
+def open_block(
+    block: nn.Module, index: int, rope: Callable[[Stream, int], Tensor | None] | None = None
+) -> Step:
     """The step of one block; rope: rotary angles of this stream at this layer, for blocks that take them."""
     attention = getattr(block, "attn", None)
     linear = [getattr(attention, name, None) for name in ("qkv", "q_proj", "k_proj", "v_proj")]
-    exact = all(type(m) in (nn.Linear, type(None)) for m in linear)  # an adapter in their place: run the block whole
+    exact = all(
+        type(m) in (nn.Linear, type(None)) for m in linear
+    )  # an adapter in their place: run the block whole
     if exact and type(block) is ViTBlock and type(attention) is Attention:
         return LiveBlock(block, index, None, _vit_residuals)
     grouped = getattr(attention, "num_kv_groups", 1) > 1
@@ -46,9 +50,10 @@ class PlainBlock:
     rope: Callable[[Stream, int], Tensor | None] | None
 
     def __call__(self, s: Stream) -> Stream:
-        if self.rope is None:
-            return replace(s, x=self.block(s.x))
-        return replace(s, x=self.block(s.x, rope=self.rope(s, self.index)))
+        given: dict[str, Any] = {} if s.mask is None else {"attn_mask": s.mask}
+        if self.rope is not None:
+            given["rope"] = self.rope(s, self.index)
+        return replace(s, x=self.block(s.x, **given))
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class LiveBlock(PlainBlock):
     residuals: Callable[[Any, Tensor, Tensor], Tensor]
 
     def live(self, s: Stream, live: Live) -> Stream:
+        if s.mask is not None:  # the loop leaves no rows and no given keys to a masked stream
+            return replace(s, x=_take(self(s).x, live.read))
         block: Any = self.block
         rope = None if self.rope is None else self.rope(s, self.index)
         h = block.norm1(s.x)

@@ -55,7 +55,7 @@ def _then(f: Any) -> Step:
 
 
 def _tower(m: Any, name: str, front: tuple[str, ...], steps: Iterable[Step], **more: Any) -> Tower:
-    """What the open families share: the steps behind the blocks, and the facts that timm keeps as attributes."""
+    """What the open families share: the steps behind the blocks, and the facts that timm keeps."""
     m.requires_grad_(False).eval()
     return Tower(
         name,
@@ -66,9 +66,15 @@ def _tower(m: Any, name: str, front: tuple[str, ...], steps: Iterable[Step], **m
         out=_out_width(m),
         prefix=m.num_prefix_tokens,
         reads=_reads(m),
+        grows="placed",
         logits=lambda s: m.forward_head(s.own()),
         canonical=lambda: _canonical(m),
-        traits={"class": type(m).__name__, "pool": m.global_pool, "activation": _activation(m), **_attention_traits(m)},
+        traits={
+            "class": type(m).__name__,
+            "pool": m.global_pool,
+            "activation": _activation(m),
+            **_attention_traits(m),
+        },
         **more,
     )
 
@@ -85,8 +91,7 @@ def _reads(m: Any) -> int | None:
 
 
 def _out_width(m: Any) -> int:
-    pooled = getattr(m, "attn_pool", None)
-    return int(pooled.out_features) if hasattr(pooled, "out_features") else int(m.num_features)
+    return int(getattr(getattr(m, "attn_pool", None), "out_features", m.num_features))
 
 
 def _open_vit(m: Any, name: str) -> Tower:
@@ -151,7 +156,7 @@ def _rope(s: Stream, layer: int, *, mixed: bool) -> Tensor | None:
 
 
 def _extend_rope(s: Stream, at: int, n: int, *, prefix: int) -> Stream:
-    """Rotary angles [.., length, 2 * d] of [sin | cos] with n identity rotations at ``at`` (n < 0: taken out).
+    """Rotary angles [.., length, 2 * d], sin then cos, with n identity rotations at ``at`` (n < 0: without).
 
     Only what stands behind the prefix is rotated, so rows get the rotation by nothing: sin 0, cos 1.
     """
@@ -169,7 +174,9 @@ def open_closed(m: Any, name: str = "image") -> Tower:
     """A network that is no open sequence: its pixels can be written, its features read, nothing else."""
     m.requires_grad_(False).eval()
     kind = type(m).__name__
-    why = REASONS.get(kind, "it is no plain sequence of transformer blocks (convolutions, windows or stages).")
+    why = REASONS.get(
+        kind, "it is no plain sequence of transformer blocks (convolutions, windows or stages)."
+    )
     return Tower(
         name,
         m,
@@ -185,10 +192,13 @@ def open_closed(m: Any, name: str = "image") -> Tower:
     )
 
 
-def _canonical(m: nn.Module) -> Iterable[Tensor]:
-    """Weights and buffers in step order, without the classifier: patches, class and registers, positions, blocks."""
+def _canonical(m: Any) -> Iterable[Tensor]:
+    """Weights and buffers in step order, without the classifier."""
     order = ("patch_embed", "embeds", "cls_token", "reg_token", "pos_embed", "rope", "norm_pre", "blocks")
-    state = {k: v for k, v in m.state_dict().items() if not k.startswith(("head.", "head_dist."))}
+    heads = m.get_classifier()
+    heads = heads if isinstance(heads, tuple) else (heads,)
+    classifier = {id(p) for head in heads for p in (*head.parameters(), *head.buffers())}
+    state = {k: v for k, v in m.state_dict(keep_vars=True).items() if id(v) not in classifier}
 
     def rank(item: tuple[int, str]) -> tuple[int, int]:
         head = item[1].split(".")[0]
@@ -205,7 +215,11 @@ def _activation(m: Any) -> str:
 
 def _attention_traits(m: Any) -> dict[str, Any]:
     block = m.blocks[0]
-    return {"heads": getattr(block.attn, "num_heads", 0), "eps": getattr(getattr(block, "norm1", None), "eps", 0.0)}
+    attention = getattr(block, "attn", block)  # a parallel block is its own attention
+    return {
+        "heads": getattr(attention, "num_heads", 0),
+        "eps": getattr(getattr(block, "norm1", None), "eps", 0.0),
+    }
 
 
 def tiny(**kwargs: Any) -> Tower:
