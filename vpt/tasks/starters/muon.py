@@ -1,0 +1,60 @@
+"""Muon (Keller Jordan, https://kellerjordan.github.io/posts/muon/) in float32.
+
+torch.optim.Muon runs its Newton-Schulz iteration in bfloat16, which takes 6 s a step in place of 0.09 s on a
+processor without bfloat16 instructions.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Muon", "orthogonalise"]
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Roughly ``U @ V.mT`` of each ``U @ S @ V.mT`` in [B, r, c]: same singular vectors, values in 0.7..1.2.
+
+    Five steps of a quintic Newton-Schulz iteration whose coefficients favour speed over convergence to 1.
+    """
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices  # the Gram matrix is taken on the short side
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, orthogonalised, for parameters that are matrices [r, c].
+
+    A step has the size of AdamW's (0.2 * sqrt(max(r, c)), arXiv 2502.16982), so both share one learning rate.
+    """
+
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.05, momentum: float = 0.95
+    ):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            same_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    same_shape[p.shape].append(p)
+            for shape, params in same_shape.items():
+                updates = orthogonalise(torch.stack([self._momentum(p, group["momentum"]) for p in params]))
+                rate = group["lr"] * 0.2 * max(shape) ** 0.5
+                for p, update in zip(params, updates, strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
+
+    def _momentum(self, p: nn.Parameter, momentum: float) -> Tensor:
+        assert p.grad is not None
+        state = self.state[p]
+        if not state:
+            state["momentum"] = torch.zeros_like(p)
+        state["momentum"].lerp_(p.grad, 1 - momentum)
+        return p.grad.lerp(state["momentum"], momentum)
