@@ -42,7 +42,7 @@ class Recipe:
 
     objective: Literal["classify"] = "classify"
     epochs: int = 20
-    lr: tuple[float, ...] = ()
+    lr: tuple[float, ...] | Literal["search"] = ()
     per_256: bool = False
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float | None = None
@@ -58,7 +58,7 @@ class Recipe:
         for name, low in (("epochs", 1), ("warmup", 0), ("mixup", 0), ("clip", 0), ("patience", 0)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)}, wanted at least {low}.")
-        if any(not lr > 0 for lr in self.lr):
+        if self.lr != "search" and any(not lr > 0 for lr in self.lr):
             raise ValueError(f"learning rates are positive, got {self.lr}.")
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"smoothing is {self.smoothing}, wanted 0 or more and less than 1.")

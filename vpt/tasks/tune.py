@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ def tune(backbone: Backbone | str, data: ImageData | str, method: str = "vpt-dee
         rooms[home][name] = value
     if "lr" in rooms["recipe"]:
         lr = rooms["recipe"]["lr"]
-        rooms["recipe"]["lr"] = tuple(lr) if isinstance(lr, (list, tuple)) else (lr,)
+        rooms["recipe"]["lr"] = (lr,) if isinstance(lr, (int, float)) else lr if lr == "search" else tuple(lr)
     module = ImageData(data, **rooms["data"]) if isinstance(data, str) else data
     return fit(backbone, module, method, rooms["method"], Recipe(**rooms["recipe"]), Machine(**rooms["machine"]))
 
@@ -117,7 +117,7 @@ class Run:
         self.backbone, self.data, self.method, self.options = backbone, data, method, options
         self.machine = machine
         self.entry = METHODS[method] if method in METHODS else method_class(method)  # raises, listing the names
-        self.recipe = replace(recipe, lr=recipe.lr or (self.entry.lr,))
+        self.recipe, self.lrs = recipe, _rates(recipe.lr, self.entry.lr)
         self.weight_decay = self.entry.weight_decay if recipe.weight_decay is None else recipe.weight_decay
         self.device = resolve_device(machine.device)
         self.precision = resolve_precision(machine.precision, self.device)
@@ -146,7 +146,7 @@ class Run:
         if why:
             self.console.print(why)
         train = {
-            "lr": self.recipe.lr[chosen],
+            "lr": self.lrs[chosen],
             "chosen_because": why,
             **solved,
             "weight_decay": self.weight_decay,
@@ -175,9 +175,9 @@ class Run:
         return "baseline.safetensors" if self.entry.baseline else "prompts.safetensors"
 
     def _check_data(self) -> None:
-        if len(self.recipe.lr) > 1 and not self.data.protocol()["counts"].get("val"):
+        if len(self.lrs) > 1 and not self.data.protocol()["counts"].get("val"):
             raise ValueError(
-                f"choosing among the learning rates {self.recipe.lr} needs a val split, and there is none. "
+                f"choosing among the learning rates {self.lrs} needs a val split, and there is none. "
                 "Set val=0.2, or give one learning rate."
             )
         if self.recipe.mixup and (self.data.fixed_views or self.data.multilabel):
@@ -225,7 +225,7 @@ class Run:
         if self.precision.startswith("bf16") and not self.entry.baseline:
             towers["image"] = cast_frozen(towers["image"], torch.bfloat16)
         made = []
-        for _ in self.recipe.lr:
+        for _ in self.lrs:
             torch.manual_seed(self.data.seed)
             method = build_method(self.method, towers, self.options)
             made.append(Learner(method, towers["image"], len(self.objective.classes)))
@@ -283,7 +283,7 @@ class Run:
             val = torch.utils.data.DataLoader(stored_val, val.batch_size)  # type: ignore[union-attr]
         task = PromptTask(
             learners,
-            self.recipe.lr,
+            self.lrs,
             self.objective,
             self.recipe,
             weight_decay=self.weight_decay,
@@ -353,7 +353,7 @@ class Run:
             **self.data.protocol(),
             "task": "classify",
             "selection": "last epoch" if not self.recipe.patience else f"early stop, patience {self.recipe.patience}",
-            "lr_grid": list(self.recipe.lr),
+            "lr_grid": list(self.lrs),
         }
         about = {
             "kind": "baseline" if self.entry.baseline else "prompt set",
@@ -382,3 +382,10 @@ class Run:
                     for n, v in found.metrics.items()
                 ]
         return tuned
+
+
+def _rates(asked: tuple[float, ...] | str, own: float) -> tuple[float, ...]:
+    """The learning rates to train: as asked, the method's own, or five around it, a factor of about three apart."""
+    if asked == "search":
+        return tuple(float(f"{own * factor:.3g}") for factor in (0.1, 0.3, 1, 3, 10))
+    return tuple(map(float, asked)) or (own,)

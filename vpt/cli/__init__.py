@@ -1,0 +1,71 @@
+"""The command ``vpt``. Imports the standard library only: what a command needs, it imports itself."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from importlib.metadata import version
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = {
+    "fit": ("vpt.cli.fit", "train a prompt (or a baseline) on your pictures and measure it"),
+    "compare": ("vpt.cli.compare", "train several methods on the same split and print one table"),
+    "predict": ("vpt.cli.use", "name the classes of pictures with a prompt file"),
+    "validate": ("vpt.cli.use", "measure a prompt file on the val split of a data set"),
+    "test": ("vpt.cli.use", "measure a prompt file on the test split of a data set"),
+    "inspect": ("vpt.cli.inspect", "say what a prompt file holds (needs no torch)"),
+    "methods": ("vpt.cli.lists", "list the methods and baselines"),
+    "models": ("vpt.cli.lists", "list the backbones (vpt models '*dinov2*')"),
+    "import": ("vpt.cli.share", "turn a checkpoint of the original VPT code into a prompt file"),
+    "push": ("vpt.cli.share", "upload a prompt file with its card to the Hugging Face hub"),
+    "pull": ("vpt.cli.share", "fetch a prompt file from the Hugging Face hub"),
+    "bench": ("vpt.cli.bench", "measure what the savings are worth on this machine"),
+    "demo": ("vpt.cli.demo", "adapt the starter to digits and emoji, offline, and write a page of results"),
+}
+
+
+def _help() -> str:
+    lines = [
+        "usage: vpt COMMAND [options]      vpt COMMAND --help tells more",
+        "",
+        "Learn prompts for frozen vision models.",
+        "",
+        *(f"  {name:<10}{what}" for name, (_, what) in COMMANDS.items()),
+        "",
+        "  vpt fit --data photos/ --model timm/vit_small_patch16_224.augreg_in21k --method vpt-deep --out runs/photos",
+        "  vpt predict runs/photos/prompts.safetensors picture.jpg",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit status is 0, 1 when a run failed, 2 for what the user can mend."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if argv[0] == "--version":
+        print(f"visual-prompt-tuning {version('visual-prompt-tuning')}")
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"vpt: no command {argv[0]!r}. There are {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    try:
+        import_module(COMMANDS[argv[0]][0]).run(argv[0], argv[1:])
+    except (ValueError, OSError, ImportError) as error:
+        return _say(error, 2)
+    except RuntimeError as error:
+        return _say(error, 1)
+    except KeyboardInterrupt:
+        print("\nvpt: stopped. The same command goes on from the last checkpoint.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _say(error: Exception, status: int) -> int:
+    if os.environ.get("VPT_DEBUG"):
+        raise error
+    print(f"vpt: {error}", file=sys.stderr)
+    return status

@@ -1,0 +1,1 @@
+"""From results to decisions: comparisons on one split, tables, pages."""

@@ -1,0 +1,208 @@
+"""compare: several methods on the same pictures, splits, views and budget; one honest table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from vpt.data.module import ImageData
+from vpt.methods import METHODS
+from vpt.promptset import write_atomically
+from vpt.tasks.learner import build_method
+from vpt.tasks.task import Recipe
+from vpt.tasks.tune import Machine, fit
+from vpt.tasks.tuned import Tuned
+from vpt.towers.load import Backbone
+
+__all__ = ["Candidate", "Result", "Row", "compare", "markdown", "summarise", "to_csv"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One line of the comparison: a method, its options, and what its recipe changes (lr, epochs, ...)."""
+
+    method: str
+    label: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """How the table calls it."""
+        return self.label or self.method
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run. metrics: of the test split.  bytes: of the file.  seconds: all in all."""
+
+    name: str
+    method: str
+    seed: int
+    metrics: dict[str, float]
+    parameters: int
+    bytes: int
+    seconds: float
+    step_ms: float
+    peak_mb: float
+    lr: float
+    file: str
+    protocol: dict[str, Any]
+
+
+def compare(
+    backbone: Backbone,
+    data: Mapping[str, Any],
+    candidates: Sequence[Candidate],
+    *,
+    out: str | Path,
+    seeds: Sequence[int] = (1, 2, 3),
+    recipe: Recipe = Recipe(),  # noqa: B008  frozen
+    machine: Machine = Machine(),  # noqa: B008  frozen
+    told: Callable[[str], None] = lambda _: None,
+    seen: Callable[[Tuned, Result], None] = lambda *_: None,
+) -> list[Result]:
+    """Run every candidate with every seed; each seed has one split, the same for all candidates.
+
+    data: options of ImageData without the seed.  out: folder; ``results.json`` there is written after every run, and
+    a run that it holds is not repeated.  seen: called after each new run.
+    """
+    out = Path(out)
+    names = [c.name for c in candidates]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two lines of the comparison have one name: {names}. Give them labels.")
+    for c in candidates:
+        build_method(c.method, backbone.towers, c.options)  # all are refused before the first one runs
+    file = out / "results.json"
+    done = [Result(**r) for r in json.loads(file.read_text())] if file.is_file() else []
+    for seed in seeds:
+        for c in candidates:
+            key = _key(backbone, data, c, seed, recipe)
+            if any(r.protocol.get("run") == key for r in done):
+                continue
+            told(f"{c.name}, seed {seed}")
+            folder = out / c.name.replace(" ", "-") / f"seed{seed}"
+            module = ImageData(**{**data, "seed": seed})
+            tuned = fit(
+                backbone, module, c.method, c.options, replace(recipe, **c.recipe), replace(machine, out=str(folder))
+            )
+            result = _result(c, tuned, seed, folder, key)
+            done.append(result)
+            write_atomically(file, json.dumps([asdict(r) for r in done], indent=1).encode())
+            seen(tuned, result)
+    wanted = {_key(backbone, data, c, s, recipe) for c in candidates for s in seeds}
+    return [r for r in done if r.protocol.get("run") in wanted]
+
+
+def _key(backbone: Backbone, data: Mapping[str, Any], c: Candidate, seed: int, recipe: Recipe) -> str:
+    """What a run is: equal keys are the same run."""
+    facts = [backbone.name, dict(data), c.method, dict(c.options), asdict(replace(recipe, **c.recipe)), seed]
+    return json.dumps(facts, sort_keys=True)
+
+
+def _result(c: Candidate, tuned: Tuned, seed: int, folder: Path, key: str) -> Result:
+    train = tuned.prompts.about["train"]
+    path = folder / ("baseline.safetensors" if METHODS[c.method].baseline else "prompts.safetensors")
+    return Result(
+        c.name,
+        c.method,
+        seed,
+        {m["name"]: m["value"] for m in tuned.metrics if m["split"] == "test"},
+        train["parameters"],
+        path.stat().st_size,
+        train["seconds"],
+        train["step_ms"],
+        train["peak_mb"],
+        train["lr"],
+        str(path),
+        {**tuned.protocol, "run": key},
+    )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: mean and standard deviation (sample, n - 1) over seeds of one test metric."""
+
+    name: str
+    method: str
+    mean: float
+    std: float
+    seeds: int
+    parameters: int
+    kilobytes: float
+    step_ms: float
+    seconds: float
+    peak_mb: float
+    lrs: tuple[float, ...]
+
+
+def summarise(results: Sequence[Result], metric: str = "top1") -> list[Row]:
+    """Rows in the order of the results. Raises ValueError when their protocols differ: such numbers are not ranked."""
+    labels = {json.dumps(_label(r.protocol), sort_keys=True) for r in results}
+    if len(labels) > 1:
+        raise ValueError(f"these results have {len(labels)} different protocols, so they are not ranked: {labels}.")
+    rows = []
+    for name in dict.fromkeys(r.name for r in results):
+        mine = [r for r in results if r.name == name]
+        values = [r.metrics[metric] for r in mine]
+        rows.append(
+            Row(
+                name,
+                mine[0].method,
+                mean(values),
+                stdev(values) if len(values) > 1 else 0.0,
+                len(values),
+                mine[0].parameters,
+                mean(r.bytes for r in mine) / 1e3,
+                mean(r.step_ms for r in mine),
+                mean(r.seconds for r in mine),
+                max(r.peak_mb for r in mine),
+                tuple(r.lr for r in mine),
+            )
+        )
+    return rows
+
+
+def _label(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """What must agree before numbers are ranked; split hash and seed differ between seeds by design."""
+    return {k: protocol.get(k) for k in ("data", "shots", "task", "selection", "counts")}
+
+
+HEADER = ("method", "accuracy", "seeds", "parameters", "file kB", "step ms", "seconds", "peak MB", "lr")
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row as text."""
+    lrs = ", ".join(f"{lr:g}" for lr in dict.fromkeys(row.lrs))
+    return (
+        row.name,
+        f"{100 * row.mean:.1f} ± {100 * row.std:.1f}",
+        str(row.seeds),
+        f"{row.parameters:,}",
+        f"{row.kilobytes:,.1f}",
+        f"{row.step_ms:.0f}",
+        f"{row.seconds:.0f}",
+        f"{row.peak_mb:,.0f}",
+        lrs,
+    )
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table in Markdown; accuracy in percent."""
+    lines = [HEADER, tuple("---" if i == 0 else "--:" for i in range(len(HEADER))), *map(cells, rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """The table with plain numbers."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*asdict(rows[0])])
+    writer.writeheader()
+    writer.writerows(asdict(r) for r in rows)
+    return text.getvalue()
