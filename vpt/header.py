@@ -1,7 +1,7 @@
 """What a prompt file says of itself, read with the standard library alone: ``vpt inspect`` imports no torch.
 
-A prompt file is one safetensors file: eight bytes with the length of a JSON header, the header, the tensors. The
-header's ``__metadata__`` holds one JSON text under ``vpt``.
+A prompt file is one safetensors file: eight bytes with the length of a JSON header, the header, the tensors.
+The header's ``__metadata__`` holds one JSON text under ``vpt``.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from typing import Any
 __all__ = ["FORMAT", "MAX_HEADER", "BadPromptFile", "Header", "read_header"]
 
 FORMAT = 1  # the major format this version writes and reads
-MAX_HEADER = 16 * 2**20  # bytes; class names and splits of any size fit, a forged length does not take the memory
-SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2, "I32": 4, "F32": 4, "I64": 8, "F64": 8}
+MAX_HEADER = 16 * 2**20  # bytes; class names and splits of any size fit, a forged length takes no memory
 MAX_TENSOR_BYTES = 2**31
+MAX_DIMENSIONS = 8
+SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2, "I32": 4, "F32": 4}
+SIZES |= {"I64": 8, "U64": 8, "U32": 4, "F64": 8}
+KINDS: dict[str, type] = {"sites": list, "tensors": list, "classes": list, "backbone": dict, "head": dict}
 
 
 class BadPromptFile(ValueError):
@@ -27,7 +30,10 @@ class BadPromptFile(ValueError):
 
 @dataclass(frozen=True)
 class Header:
-    """tensors: name to (dtype, shape). about: the metadata, see design of the file in vpt/README.md. bytes: file size."""
+    """What read_header finds.
+
+    bytes: file size.  tensors: name to (dtype, shape).  about: the metadata, described in vpt/README.md.
+    """
 
     path: str
     bytes: int
@@ -37,16 +43,14 @@ class Header:
     @property
     def parameters(self) -> int:
         """Numbers that were learned: rows and head."""
-        return sum(
-            math.prod(shape) for name, (_, shape) in self.tensors.items() if name != "class_features"
-        )
+        return sum(math.prod(shape) for name, (_, shape) in self.tensors.items() if name != "class_features")
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
     """Read and check the header; raises FileNotFoundError, or BadPromptFile that says what is wrong.
 
-    Checked before any tensor is touched: the length, the JSON, that the tensors lie end to end and fill the file,
-    the format number, and that every site that the metadata names has its tensor with its shape.
+    Checked before any tensor is touched: the length, the JSON, that the tensors lie end to end and fill the
+    file, the format number, and that every site that the metadata names has its tensor with its shape.
     """
     path = Path(path)
     if not path.is_file():
@@ -56,13 +60,13 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         length = int.from_bytes(f.read(8), "little")
         if size < 8 or not 2 <= length <= min(size - 8, MAX_HEADER):
             raise BadPromptFile(
-                f"{path} is no whole safetensors file: its header claims {length} bytes, the file has {size}. "
-                "Copy or download it again."
+                f"{path} is no whole safetensors file: its header claims {length} bytes, the file has "
+                f"{size}. Copy or download it again."
             )
         raw = f.read(length)
     try:
-        header = json.loads(raw)
-        if not isinstance(header, dict):
+        header = json.loads(raw.decode("utf-8"))
+        if not isinstance(header, dict) or raw[:1] != b"{":  # safetensors allows nothing in front of it
             raise TypeError("no JSON object")
         metadata = header.pop("__metadata__", {})
         tensors = {str(k): _tensor(k, v) for k, v in header.items()}
@@ -77,8 +81,10 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 def _tensor(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
     dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-    if dtype not in SIZES or not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
-        raise ValueError(f"tensor {name!r} has dtype {dtype!r}, shape {shape}")
+    if dtype not in SIZES or len(shape) > MAX_DIMENSIONS:
+        raise ValueError(f"tensor {name!r} has dtype {dtype!r} and {len(shape)} dimensions")
+    if not all(type(n) is int and 0 <= n <= 2**63 for n in (*shape, begin, end)):
+        raise ValueError(f"tensor {name!r} has an impossible shape or place")
     if math.prod(shape) * SIZES[dtype] != end - begin or end - begin > MAX_TENSOR_BYTES:
         raise ValueError(f"tensor {name!r} of shape {shape} does not take {end - begin} bytes")
     return dtype, shape, begin, end
@@ -88,7 +94,7 @@ def _check_offsets(path: Path, tensors: dict[str, tuple[str, tuple[int, ...], in
     at = 0
     for name, (_, _, begin, end) in sorted(tensors.items(), key=lambda item: item[1][2:]):
         if begin != at:
-            raise BadPromptFile(f"{path}: tensor {name!r} begins at byte {begin}, expected {at}. The file is damaged.")
+            raise BadPromptFile(f"{path} is damaged: tensor {name!r} begins at byte {begin}, expected {at}.")
         at = end
     if at != room:
         raise BadPromptFile(
@@ -111,10 +117,11 @@ def _about(path: Path, metadata: Any) -> dict[str, Any]:
     if not isinstance(about, dict) or type(about.get("format")) is not int:
         raise BadPromptFile(f"{path} names no format in its metadata. It was not written by vpt.")
     if about["format"] != FORMAT:
-        raise BadPromptFile(
-            f"{path} has format {about['format']}, this vpt reads format {FORMAT}. "
-            "Install a newer visual-prompt-tuning." if about["format"] > FORMAT else f"{path} has format {about['format']}."
-        )
+        newer = " Install a newer visual-prompt-tuning." if about["format"] > FORMAT else ""
+        raise BadPromptFile(f"{path} has format {about['format']}, this vpt reads format {FORMAT}.{newer}")
+    for key, kind in KINDS.items():
+        if not isinstance(about.get(key), (kind, type(None))):
+            raise BadPromptFile(f"{path} has damaged metadata: {key} is no {kind.__name__}.")
     return about
 
 
@@ -122,18 +129,27 @@ def _check_sites(path: Path, tensors: dict[str, tuple[str, tuple[int, ...]]], ab
     named = set()
     for site in about.get("sites") or []:
         try:
-            name = f"{site['tower']}/{site['stage']}/{site['slot']}"
+            name = "/".join((site["tower"], site["stage"], site["slot"]))
             want = (int(site["n"]), int(site["width"]))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise BadPromptFile(f"{path} has a damaged site in its metadata: {site!r}.") from None
         if name not in tensors:
-            raise BadPromptFile(f"{path} names the site {name} but holds no tensor for it. The file is incomplete.")
+            raise BadPromptFile(f"{path} is incomplete: it names the site {name} and holds no tensor for it.")
         if tensors[name][1][-2:] != want:
-            raise BadPromptFile(f"{path}: the rows at {name} are {tensors[name][1]}, the metadata says {want}.")
+            raise BadPromptFile(
+                f"{path}: the rows at {name} are {tensors[name][1]}, the metadata says {want}."
+            )
         named.add(name)
     for name in tensors:
-        if name.count("/") == 2 and not name.startswith(("method/", "head/")) and name not in named:
-            raise BadPromptFile(f"{path} holds rows at {name} that its metadata does not name. The file was altered.")
-    head = about.get("head")
-    if head and not {"head/weight", "head/bias"} <= tensors.keys():
-        raise BadPromptFile(f"{path} should hold head/weight and head/bias and does not. The file is incomplete.")
+        if (
+            name.count("/") == 2
+            and not name.startswith(("method/", "head/", "weights/"))
+            and name not in named
+        ):
+            raise BadPromptFile(
+                f"{path} was altered: it holds rows at {name} that its metadata does not name."
+            )
+    wanted = {"head/weight", "head/bias"} if about.get("head") else set()
+    missing = sorted((wanted | {str(name) for name in about.get("tensors") or []}) - tensors.keys())
+    if missing:
+        raise BadPromptFile(f"{path} is incomplete: it should hold {', '.join(missing[:3])} and does not.")

@@ -1,4 +1,4 @@
-"""The artifact: rows by site, a head where the task has one, and what is needed to use them again. Plain data."""
+"""The artifact: rows by site, a head where the task has one, and what is needed to use them again."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -24,8 +25,8 @@ __all__ = ["PromptSet", "average", "fingerprint", "interpolate", "join", "write_
 
 
 def fingerprint(tower: Tower, preprocessing: Mapping[str, Any] | None = None) -> str:
-    """16 hex digits that fix what a tower computes: its weights in step order, rounded to float16, its traits, and
-    for pictures the preprocessing. The same weights in another library give the same weights part."""
+    """16 hex digits that fix what a tower computes: its weights in step order, rounded to float16, its
+    traits, and for pictures the preprocessing. Names of tensors and the classifier do not count."""
     digest = hashlib.sha256()
     tensors = tower.canonical() if tower.canonical is not None else tower.model.state_dict().values()
     for t in tensors:
@@ -51,9 +52,10 @@ class PromptSet:
     rows: by site, [n, width] or [K, n, width], float32.
     head: "weight" [classes, out] and "bias" [classes], or empty.
     method: tensors of methods whose rows depend on the input, by name.
-    weights: a baseline's learned weights, by parameter; such a file says ``kind: baseline`` and is no prompt set.
-    about: the metadata of the file: format, method, task, protocol, backbone, preprocessing, classes, metrics,
-        train, parents (see vpt/README.md). Keys that this version does not know are kept.
+    weights: a baseline's learned weights, by parameter; such a file says ``kind: baseline`` and is no prompt
+        set.
+    about: the metadata of the file: format, method, task, protocol, backbone, preprocessing, classes,
+        metrics, train, parents (see vpt/README.md). Keys that this version does not know are kept.
     """
 
     rows: dict[Site, Tensor] = field(default_factory=dict)
@@ -90,37 +92,43 @@ class PromptSet:
             for s, r in self.rows.items()
         ]
         created = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "vpt": _version()}
-        return {"created": created, **self.about, "format": FORMAT, "sites": sites}
+        tensors = sorted(self.tensors().keys() - {str(s) for s in self.rows})  # a missing one is noticed
+        return {"created": created, **self.about, "format": FORMAT, "sites": sites, "tensors": tensors}
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the file: to a temporary name, then renamed. Raises ValueError on rows that are not finite."""
+        """Write the file: to a temporary name, then renamed. Raises ValueError if a number is not finite."""
         tensors = self.tensors()
         for name, t in tensors.items():
             if not t.isfinite().all():
                 raise ValueError(f"{name} holds NaN or infinity, so nothing was written to {path}.")
-        data = save(tensors, {"vpt": json.dumps(self.label(), ensure_ascii=False)})
-        return write_atomically(path, data)
+        # in ASCII: class names that come from file names of another encoding hold lone surrogates
+        return write_atomically(path, save(tensors, {"vpt": json.dumps(self.label())}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PromptSet:
-        """Read a file and check it whole; raises FileNotFoundError or BadPromptFile. Nothing in it is executed."""
+        """Read a file and check it whole; raises FileNotFoundError or BadPromptFile. Nothing in it is run."""
         header = read_header(path)
-        with open(path, "rb") as f:
-            tensors = load(f.read())
+        try:
+            tensors = load(Path(path).read_bytes())
+        except SafetensorError as error:
+            raise BadPromptFile(
+                f"{path} is no safetensors file ({error}). Copy or download it again."
+            ) from None
         for name, t in tensors.items():
             if t.is_floating_point() and not t.isfinite().all():
                 raise BadPromptFile(f"{path}: {name} holds NaN or infinity. The file is damaged.")
         sites = [Site(s["tower"], s["stage"], s["slot"]) for s in header.about.get("sites") or []]
+        rows = {str(s): tensors[str(s)] for s in sites}
         parts: dict[str, dict[str, Tensor]] = {"head": {}, "method": {}, "weights": {}}
         for name, t in tensors.items():
             room, _, key = name.partition("/")
-            if room in parts:
+            if room in parts and name not in rows:
                 parts[room][key] = t
-        return cls({s: tensors[str(s)] for s in sites}, **parts, about=header.about)
+        return cls({s: rows[str(s)] for s in sites}, **parts, about=header.about)
 
     def check(self, towers: Iterable[Tower], preprocessing: Mapping[str, Any] | None = None) -> None:
         """Refuse towers that these rows were not learned on; raises ValueError with both values."""
-        made = (self.about.get("backbone") or {}).get("fingerprints") or {}
+        made = _fingerprints(self)
         have = {tower.name: tower for tower in towers}
         for name in {s.tower for s in self.rows} | made.keys():
             if name not in have:
@@ -136,7 +144,7 @@ class PromptSet:
         for site, rows in self.rows.items():
             tower = have[site.tower]
             tower.check([site])
-            width = {"input": rows.shape[-1], "pooled": tower.out}.get(site.stage, tower.width)
+            width = rows.shape[-1] if site.stage == "input" else tower.width
             width *= 2 if site.slot == "kv" else 1
             if rows.shape[-1] != width:
                 raise ValueError(f"the rows at {site} are {rows.shape[-1]} wide, this tower takes {width}.")
@@ -150,7 +158,7 @@ def _version() -> str:
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
-    """Write bytes to a temporary neighbour and rename it, so that a kill leaves the old file or the new one."""
+    """Write bytes to a temporary neighbour and rename it: a kill leaves the old file or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -162,12 +170,24 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
     return path
 
 
+def _fingerprints(s: PromptSet) -> dict[str, str]:
+    return (s.about.get("backbone") or {}).get("fingerprints") or {}
+
+
 def _together(sets: Sequence[PromptSet], what: str) -> None:
-    if len({tuple(sorted((str(k), tuple(v.shape)) for k, v in s.rows.items())) for s in sets}) != 1:
-        raise ValueError(f"{what} needs prompt sets with the same sites and shapes.")
-    prints = {json.dumps((s.about.get("backbone") or {}).get("fingerprints"), sort_keys=True) for s in sets}
+    if len({tuple(sorted((k, tuple(v.shape)) for k, v in s.tensors().items())) for s in sets}) != 1:
+        raise ValueError(f"{what} needs at least one prompt set, and all with the same sites and shapes.")
+    prints = {json.dumps(_fingerprints(s), sort_keys=True) for s in sets}
     if len(prints) != 1:
         raise ValueError(f"{what} needs prompt sets of one backbone; these were learned on {len(prints)}.")
+    if len({s.classes for s in sets}) != 1:
+        raise ValueError(f"{what} needs prompt sets with the same classes in the same order.")
+
+
+def _heritage(about: Mapping[str, Any], parents: Sequence[PromptSet]) -> dict[str, Any]:
+    """The label of a set made from others: what was measured on the parents does not hold for it."""
+    kept = {k: v for k, v in about.items() if k not in ("metrics", "train", "created")}
+    return {**kept, "parents": [s.hash() for s in parents]}
 
 
 def _mix(sets: Sequence[PromptSet], weights: Sequence[float], what: str) -> PromptSet:
@@ -177,23 +197,45 @@ def _mix(sets: Sequence[PromptSet], weights: Sequence[float], what: str) -> Prom
         first = getattr(sets[0], part)
         return {k: sum(w * getattr(s, part)[k] for w, s in zip(weights, sets, strict=True)) for k in first}
 
-    about = {k: v for k, v in sets[0].about.items() if k not in ("metrics", "train")}
-    about["parents"] = [s.hash() for s in sets]
+    about = _heritage(sets[0].about, sets)
     return PromptSet(mixed("rows"), mixed("head"), mixed("method"), mixed("weights"), about)
 
 
 def average(sets: Sequence[PromptSet], weights: Sequence[float] | None = None) -> PromptSet:
-    """Weighted mean of rows and heads (PromptSRC's prompt averaging, arXiv 2307.06948); equal weights by default."""
-    weights = weights or [1 / len(sets)] * len(sets)
-    return _mix(sets, weights, "an average")
+    """Weighted mean of rows and heads (PromptSRC's prompt averaging, arXiv 2307.06948).
+
+    weights: one a set, of any positive sum; None: all alike. Raises ValueError for sets of other sites,
+    shapes, classes or backbones.
+    """
+    weights = [1.0] * len(sets) if weights is None else weights
+    if len(weights) != len(sets) or (sets and not sum(weights) > 0):
+        raise ValueError(
+            f"an average of {len(sets)} sets needs as many weights of positive sum, not {weights}."
+        )
+    return _mix(sets, [w / sum(weights) for w in weights], "an average")
 
 
 def interpolate(a: PromptSet, b: PromptSet, t: float) -> PromptSet:
-    """(1 - t) a + t b, t in [0, 1]."""
+    """(1 - t) a + t b, t in [0, 1]. Raises ValueError like :func:`average`."""
     return _mix([a, b], [1 - t, t], "an interpolation")
 
 
 def join(a: PromptSet, b: PromptSet) -> PromptSet:
-    """Both sets' rows; at one site the later wins. The head and the label are those of ``b`` where it has them."""
-    about = {**a.about, **b.about, "parents": [a.hash(), b.hash()]}
-    return replace(b, rows={**a.rows, **b.rows}, head=b.head or a.head, method={**a.method, **b.method}, about=about)
+    """Both sets' rows; at one site the later wins. Head and label are those of ``b`` where it has them.
+
+    Raises ValueError when they were learned on different weights of a tower.
+    """
+    prints = {**_fingerprints(a), **_fingerprints(b)}
+    for name, print_ in _fingerprints(a).items():
+        if prints[name] != print_:
+            raise ValueError(
+                f"these sets were learned on different {name!r} towers, {print_} and {prints[name]}: no join."
+            )
+    about = _heritage({**a.about, **b.about}, (a, b))
+    if a.head and not b.head:  # the names go with the head
+        about |= {k: a.about[k] for k in ("classes", "head") if k in a.about}
+    if prints:
+        about["backbone"] = {**about["backbone"], "fingerprints": prints}
+    return PromptSet(
+        {**a.rows, **b.rows}, b.head or a.head, {**a.method, **b.method}, {**a.weights, **b.weights}, about
+    )

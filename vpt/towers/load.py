@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ __all__ = ["Backbone", "load", "preprocessing_of"]
 class Backbone:
     """What a user names and downloads: frozen towers and their preprocessing.
 
-    preprocessing: timm's data config of these weights: input_size (channels, height, width), interpolation, mean,
-        std, crop_pct, crop_mode. Part of the image tower's fingerprint.
+    preprocessing: timm's data config of these weights: input_size (channels, height, width), interpolation,
+        mean, std, crop_pct, crop_mode. Part of the image tower's fingerprint.
     """
 
     name: str
@@ -52,26 +53,35 @@ class Backbone:
 
     def label(self) -> dict[str, Any]:
         """What a prompt set says of its backbone: name, options, fingerprints, library versions."""
-        prints = {n: fingerprint(t, self.preprocessing if n == "image" else None) for n, t in self.towers.items()}
+        prints = {
+            n: fingerprint(t, self.preprocessing if n == "image" else None) for n, t in self.towers.items()
+        }
         libraries = {lib: version(lib) for lib in ("torch", self.library)}
         return {"name": self.name, **self.options, "fingerprints": prints, "libraries": libraries}
 
 
-def preprocessing_of(model: nn.Module) -> dict[str, Any]:
-    """The data config that the weights were evaluated with, as plain values."""
+def preprocessing_of(model: nn.Module, size: int | None = None) -> dict[str, Any]:
+    """The data config that the weights were evaluated with, as plain values; size: for other pictures."""
     config = resolve_data_config({}, model=model)
+    if size is not None:
+        config["input_size"] = (config["input_size"][0], size, size)
     keys = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
     return {k: list(v) if isinstance(v, tuple) else v for k, v in config.items() if k in keys}
 
 
-def load(name: str, *, pretrained: bool = True, weights: str | None = None, size: int | None = None) -> Backbone:
+def load(
+    name: str, *, pretrained: bool = True, weights: str | None = None, size: int | None = None
+) -> Backbone:
     """Load a frozen backbone.
 
     name: ``timm/vit_small_patch16_224.augreg_in21k`` (any ``timm.create_model`` name; without "/" a name is
         taken for timm's) or ``starter/vit-mini``, which comes with this package and needs no network.
-    pretrained: False builds random weights.  weights: a local checkpoint in place of the hub's.
+    pretrained: False builds random weights.
+    weights: a local checkpoint in place of the hub's (.safetensors, .pth, or .npz where timm reads them). Its
+        classifier may have any number of classes, or be left out.
     size: another picture size in pixels, where the architecture allows it.
-    Raises ValueError for an unknown name, with the nearest that exist.
+    Raises ValueError for an unknown name, with the nearest that exist, and for weights or a size that do not
+    fit; OSError where the hub cannot be reached.
     """
     family, _, rest = name.partition("/")
     if not rest:
@@ -85,31 +95,74 @@ def load(name: str, *, pretrained: bool = True, weights: str | None = None, size
     elif family == "timm":
         model = _timm_model(rest, pretrained, weights, size)
     else:
-        raise ValueError(f"unknown family {family!r} in {name!r}. Backbones are named timm/NAME or starter/NAME.")
+        raise ValueError(f"unknown family {family!r} in {name!r}. Backbones are timm/NAME or starter/NAME.")
     options = {k: v for k, v in (("weights", weights), ("size", size)) if v}
     if not pretrained:
         options["pretrained"] = False
     tower = open_timm(model)
-    return Backbone(f"{family}/{rest}", {"image": tower}, preprocessing_of(model), "timm", options)
+    if size is not None and any(size % side for side in tower.patch):
+        raise ValueError(f"size={size} is no multiple of the patches of {rest}, {tower.patch} pixels.")
+    return Backbone(f"{family}/{rest}", {"image": tower}, preprocessing_of(model, size), "timm", options)
+
+
+def _check_name(name: str) -> None:
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        near = get_close_matches(architecture, timm.list_models(), 5)
+        hint = f"; near it: {', '.join(near)}" if near else ""
+        raise ValueError(f"timm has no model {architecture!r}{hint}. `vpt models` lists what there is.")
+    tags = [n.partition(".")[2] for n in timm.list_models(f"{architecture}.*", pretrained=True)]
+    if tag and tag not in tags:
+        raise ValueError(f"{architecture} has no weights tagged {tag!r}, but: {', '.join(tags) or 'none'}.")
 
 
 def _timm_model(name: str, pretrained: bool, weights: str | None, size: int | None) -> nn.Module:
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('.')[0]}*")[:5]
-        raise ValueError(
-            f"timm has no model {name!r}" + (f"; near it: {', '.join(near)}." if near else ".")
-            + " `vpt models` lists what there is."
-        )
+    _check_name(name)
     options: dict[str, Any] = {}
-    if weights is not None:
-        if not Path(weights).is_file():
-            raise FileNotFoundError(f"there is no weights file {weights!r}.")
-        options["checkpoint_path"] = weights
-    if size is not None:
+    known = timm.get_pretrained_cfg(name)
+    if size is not None and (known is None or known.fixed_input_size):  # others take any size as they are
         options["img_size"] = size
+    if weights is not None:
+        options |= _from_file(name, weights)
+        pretrained = True
     try:
-        return timm.create_model(name, pretrained=pretrained and weights is None, **options)
+        return timm.create_model(name, pretrained=pretrained, **options)
     except TypeError as error:
-        if size is not None and "img_size" in str(error):
-            raise ValueError(f"{name} takes no other picture size. Leave out size={size}.") from error
+        if "img_size" not in str(error):
+            raise
+        raise ValueError(f"{name} takes no other picture size. Leave out size={size}.") from error
+    except Exception as error:
+        if weights is not None:
+            raise _misfit(name, weights, error) from error
+        if isinstance(error, OSError):
+            raise OSError(
+                f"the weights of {name} are not on this machine and the hub was not reached ({error}). Give a "
+                "file as weights=, or pretrained=False for random weights."
+            ) from error
         raise
+
+
+def _from_file(name: str, weights: str) -> dict[str, Any]:
+    """Options of ``timm.create_model`` that read the file through timm's own filters for this architecture."""
+    if not Path(weights).is_file():
+        raise FileNotFoundError(f"there is no weights file {weights!r}.")
+    source = {"file": weights, "custom_load": weights.endswith((".npz", ".npy")), "label_offset": 0}
+    if source["custom_load"]:
+        return {"pretrained_cfg_overlay": source}
+    try:
+        state = timm.models.load_state_dict(weights)
+    except Exception as error:  # whatever a file of another kind makes the readers raise
+        raise _misfit(name, weights, error) from error
+    known = timm.get_pretrained_cfg(name)
+    classifier = known.classifier if known is not None else None
+    heads = [classifier] if isinstance(classifier, str) else list(classifier or ())
+    classes = next((len(state[f"{head}.weight"]) for head in heads if f"{head}.weight" in state), 0)
+    return {"num_classes": classes, "pretrained_cfg_overlay": {**source, "num_classes": classes}}
+
+
+def _misfit(name: str, weights: str, error: Exception) -> ValueError:
+    why = " ".join(str(error).split())[:300] or type(error).__name__
+    return ValueError(
+        f"{weights} does not hold the weights of {name} ({why}). Give a state dict of this architecture, "
+        "as .safetensors or .pth."
+    )
