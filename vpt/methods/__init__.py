@@ -12,9 +12,13 @@ __all__ = ["METHODS", "Entry", "method_class", "methods"]
 
 @dataclass(frozen=True)
 class Entry:
-    """home: module and class. options: what this name fixes. baseline: learns weights, or solves a closed form; its
-    result is no prompt set. lr, weight_decay, optimizer, epochs: what `vpt fit` uses when nothing is said, chosen for
-    few-shot work with AdamW; the papers' own recipes are in configs/."""
+    """A method under its name.
+
+    home: module and class.  options: what this name fixes.
+    baseline: learns weights, or solves a closed form; its result is no prompt set.
+    lr, weight_decay, optimizer: what `vpt fit` uses when nothing is said, chosen for few-shot work; the
+        papers' own recipes are in configs/.
+    """
 
     home: str
     paper: str
@@ -70,7 +74,11 @@ METHODS: dict[str, Entry] = {
         baseline=True,
     ),
     "linear": Entry(
-        "vpt.methods.baselines.linear:Linear", "", "linear probe by gradient: the head alone", "none", baseline=True
+        "vpt.methods.baselines.linear:Linear",
+        "",
+        "linear probe by gradient: the head alone",
+        "none",
+        baseline=True,
     ),
     "linear-exact": Entry(
         "vpt.methods.baselines.linear_exact:LinearExact",
@@ -80,7 +88,11 @@ METHODS: dict[str, Entry] = {
         baseline=True,
     ),
     "bias": Entry(
-        "vpt.methods.baselines.bias:Bias", "2106.10199", "the biases of the network and a head", "none", baseline=True
+        "vpt.methods.baselines.bias:Bias",
+        "2106.10199",
+        "the biases of the network and a head",
+        "none",
+        baseline=True,
     ),
     "lora": Entry(
         "vpt.methods.baselines.lora:LoRA",
@@ -90,7 +102,12 @@ METHODS: dict[str, Entry] = {
         baseline=True,
     ),
     "full": Entry(
-        "vpt.methods.baselines.full:Full", "", "full fine-tuning: every weight and a head", "none", baseline=True, lr=1e-4
+        "vpt.methods.baselines.full:Full",
+        "",
+        "full fine-tuning: every weight and a head",
+        "none",
+        baseline=True,
+        lr=1e-4,
     ),
 }
 

@@ -1,4 +1,4 @@
-"""What a method may say of itself. Every default is "nothing special"; a new method overrides what it needs."""
+"""What a method may say of itself. Every default is "nothing special"; a new one overrides what it needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vpt.tower import Tower
 __all__ = ["Batches", "Method", "layers_of", "linear_head"]
 
 Batches = Callable[[], Iterable[Mapping[str, Any]]]
-"""Makes a fresh pass over training batches: ``image`` [batch, 3, h, w], ``label`` [batch], in a fixed order."""
+"""Makes a fresh pass over training batches in one order: ``image`` [batch, 3, h, w], ``label`` [batch]."""
 
 
 class Method(nn.Module):
@@ -45,8 +45,10 @@ class Method(nn.Module):
     def after_epoch(self, image: Tower, batches: Batches, head: nn.Linear) -> None:
         """After every epoch of training."""
 
-    def solve(self, features: Tensor, labels: Tensor, val: tuple[Tensor, Tensor], head: nn.Linear) -> dict[str, float]:
-        """Closed forms on stored features fill the head and say what they chose; ``NotImplemented`` for others."""
+    def solve(
+        self, features: Tensor, labels: Tensor, val: tuple[Tensor, Tensor], head: nn.Linear
+    ) -> dict[str, float]:
+        """Closed forms on stored features fill the head and say what they chose; else NotImplemented."""
         return NotImplemented
 
 
@@ -79,7 +81,7 @@ def layers_of(image: Tower, layers: str) -> list[int]:
         chosen = []
     if not chosen or not 0 <= chosen[0] <= chosen[-1] < depth:
         raise ValueError(
-            f"layers={layers!r} names no blocks of a tower {depth} deep. Write first, all, last-third, a range such "
-            f"as 0..{depth - 1} (both included), or a list such as 0,{depth - 1}."
+            f"layers={layers!r} names no blocks of a tower {depth} deep. Write first, all, last-third, a "
+            f"range such as 0..{depth - 1} (both included), or a list such as 0,{depth - 1}."
         )
     return chosen

@@ -1,14 +1,15 @@
 """VPT, Visual Prompt Tuning, arXiv 2203.12119 (code: KMnP/vpt), as published.
 
-Rows enter behind the class token after the position embedding, and get none; deep rows are replaced before every
-block. One projection, shared by all layers, may make them from narrower ones; dropout acts on the projected rows.
-The authors' "reverse deep" variant overwrites patches and is left out: rows in the last layers are opened there.
+Rows enter behind the class token after the position embedding, and get none; deep rows are replaced before
+every block. One projection, shared by all layers, may make them from narrower ones; dropout acts on the
+projected rows. Rows that begin above block 0 are opened there; the authors' "reverse deep" variant, which
+overwrites patches instead, is what happens to a stream whose places for "prefix" are given.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -28,8 +29,8 @@ class VPT(Method):
     length: rows a layer.  layers: "first" is VPT-shallow, "all" VPT-deep, or a range (:func:`layers_of`).
     project: width of the rows in front of the shared projection; None: no projection.
     dropout: on the rows, per sample; the authors use 0.1 for deep and 0 for shallow.
-    init: "xavier" as published; "normal" and "uniform" at 0.02; "kmeans" and "vipamin" (arXiv 2510.16446) from the
-        patch tokens of the training pictures at that layer.
+    init: "xavier" as published; "normal" and "uniform" at 0.02; "kmeans" and "vipamin" (arXiv 2510.16446)
+        from the patch tokens of the training pictures at that layer (:mod:`vpt.start`).
     shared: one set of rows for all layers.  rank: rows as a product of two thin tables.
     pool: "own" as the network pools; "image", "prompt", "global" are the paper's variants.
     """
@@ -51,7 +52,9 @@ class VPT(Method):
         if shared and rank:
             raise ValueError("shared rows are one set already: give shared or rank, not both.")
         if init in ("kmeans", "vipamin") and project:
-            raise ValueError(f"init={init!r} gives rows of the tower's width, so it cannot start project={project}.")
+            raise ValueError(
+                f"init={init!r} gives rows of the tower's width and cannot start project={project}."
+            )
         inner = project or image.width
         fills = {"normal": normal(0.02), "uniform": uniform(0.02)}
         through = None
@@ -78,4 +81,5 @@ class VPT(Method):
     def start(self, image: Tower, batches: Batches, head: nn.Linear) -> None:
         if self.init in ("kmeans", "vipamin"):
             pictures = next(iter(batches()))["image"]
-            self.image_prompt.table.fill(rows_from_data(image, self.image_prompt, pictures, self.init))
+            table: Any = self.image_prompt.table
+            table.fill(rows_from_data(image, self.image_prompt, pictures, self.init))
