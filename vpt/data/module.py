@@ -141,6 +141,9 @@ class ImageData(L.LightningDataModule):
             counts = Counter(item.label for item in pictures.items)
             weights = [1 / counts[item.label] for item in pictures.items]
         order = BatchOrder(len(pictures), self.batch_size, self.seed, weights)
+        if self.trainer is not None:
+            # Lightning calls set_epoch only after it has made the iterator, when workers already fetch
+            order.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
         with warnings.catch_warnings():  # torchdata 0.11 calls a torch function that is deprecated
             warnings.filterwarnings("ignore", "'set_vital' is deprecated")
             return StatefulDataLoader(
@@ -152,7 +155,8 @@ class ImageData(L.LightningDataModule):
         rank, world = process()
         pictures = self.pictures(split)
         share = Subset(pictures, range(rank, len(pictures), world))
-        return DataLoader(share, max(1, self.batch_size // world), num_workers=self.workers)
+        # by keyword, because Lightning makes the loader anew for predict
+        return DataLoader(share, batch_size=max(1, self.batch_size // world), num_workers=self.workers)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[Any]:
         """Batches of val; an empty list, which Lightning skips, when val is 0."""

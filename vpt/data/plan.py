@@ -103,7 +103,8 @@ def _refuse(source: Source, parts: Parts, draw: Draw) -> None:
     empty = [name for name in wanted if not parts[name]]
     if empty:
         raise DataError(
-            f"the split(s) {', '.join(empty)} of {source.name} are empty ({counts}). Add pictures to them."
+            f"the split(s) {', '.join(empty)} of {source.name} are empty ({counts}). "
+            "Add pictures, or set val=0 where only val is empty."
         )
     known = {label for item in parts["train"] for label in labels_of(item)}
     absent = [name for i, name in enumerate(source.classes) if i not in known]

@@ -164,10 +164,13 @@ def _members(url: str, copy: BinaryIO) -> Iterator[_Member]:
                 continue
             data = tar.extractfile(info).read()  # type: ignore[union-attr]
             if ext in PICTURES:
-                yield _Member(key, ext, "", copy.tell(), len(data), "")
+                offset = copy.tell()
                 copy.write(data)
+                yield _Member(key, ext, "", offset, len(data), "")
             else:
                 yield _Member(key, ext, "", 0, 0, data.decode("utf-8", "replace"))
+        while stream.read(2**20):  # the padding: a pipe that is closed early counts as failed
+            pass
 
 
 def _compressed(path: str) -> bool:
