@@ -37,6 +37,15 @@ def _insert(t: Tensor, dim: int, at: int, n: int) -> Tensor:
     return torch.cat([t.narrow(dim, 0, at), t.new_zeros(shape), t.narrow(dim, at, t.shape[dim] - at)], dim)
 
 
+def _check_room(tower: Tower, stage: str) -> None:
+    if tower.grows is not None and tower.index(stage) < tower.index(tower.grows):
+        raise ValueError(
+            f"no slot can be opened at {tower.name}/{stage}: positions or a fixed mask leave no room for more "
+            f"rows below stage {tower.grows!r}. Open it from there on, or overwrite placeholders whose places "
+            "are known."
+        )
+
+
 def _open(tower: Tower, s: Stream, slot: str, rows: Tensor) -> Stream:
     """Open a "prefix" or "suffix" slot and put rows [batch, n, width] into it."""
     if slot not in ("prefix", "suffix"):
@@ -44,12 +53,7 @@ def _open(tower: Tower, s: Stream, slot: str, rows: Tensor) -> Stream:
             f"the {tower.name!r} stream has no slot {slot!r}, only {sorted(s.places) or 'none'}. Give its "
             "positions as places of the stream, or use 'prefix' or 'suffix'."
         )
-    if tower.grows is not None and tower.index(s.stage) < tower.index(tower.grows):
-        raise ValueError(
-            f"no slot can be opened at {tower.name}/{s.stage}: positions or a fixed mask leave no room for "
-            f"more rows below stage {tower.grows!r}. Open it from there on, or overwrite placeholders whose "
-            "places are known."
-        )
+    _check_room(tower, s.stage)
     at, n = (tower.prefix if slot == "prefix" else s.x.shape[1]), rows.shape[1]
     if tower.extend is not None:
         s = tower.extend(s, at, n)
@@ -170,6 +174,8 @@ def _plan(tower: Tower, s: Stream, rows: Rows) -> dict[int, dict[str, Tensor]]:
         if value.ndim == 3 and site.slot not in s.source and len(value) not in (1, len(s.x)):
             raise ValueError(f"rows for {site} are for {len(value)} samples, the batch has {len(s.x)}.")
         if site.slot in ("prefix", "suffix"):
+            if site.slot not in s.places:
+                _check_room(tower, site.stage)
             n = lengths.setdefault(site.slot, value.shape[-2])
             if n != value.shape[-2]:
                 raise ValueError(

@@ -264,7 +264,8 @@ class Tower:
             found |= p.requires_grad
         if not found:
             raise ValueError(f"no parameter of {type(self.model).__name__} was chosen to learn.")
-        return replace(twin, learns_from=from_stage)
+        twin, pool = replace(twin, learns_from=from_stage), self.steps[-1]
+        return twin.pooling(pool.how) if isinstance(pool, _Mean) else twin
 
 
 @dataclass(frozen=True)

@@ -127,23 +127,21 @@ def _timm_model(name: str, pretrained: bool, weights: str | None, size: int | No
         pretrained = True
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
-    except TypeError as error:
-        if "img_size" not in str(error):
-            raise
-        raise ValueError(f"{name} takes no other picture size. Leave out size={size}.") from error
     except Exception as error:
+        if isinstance(error, TypeError) and "img_size" in str(error):
+            raise ValueError(f"{name} takes no other picture size. Leave out size={size}.") from error
         if weights is not None:
             raise _misfit(name, weights, error) from error
         if isinstance(error, OSError):
             raise OSError(
-                f"the weights of {name} are not on this machine and the hub was not reached ({error}). Give a "
-                "file as weights=, or pretrained=False for random weights."
+                f"the weights of {name} are not on this machine and the hub was not reached ({error}). Give "
+                "a file as weights=, or pretrained=False for random weights."
             ) from error
         raise
 
 
 def _from_file(name: str, weights: str) -> dict[str, Any]:
-    """Options of ``timm.create_model`` that read the file through timm's own filters for this architecture."""
+    """Options of ``timm.create_model`` that read the file through timm's filters for this architecture."""
     if not Path(weights).is_file():
         raise FileNotFoundError(f"there is no weights file {weights!r}.")
     source = {"file": weights, "custom_load": weights.endswith((".npz", ".npy")), "label_offset": 0}

@@ -1,0 +1,59 @@
+"""What every test shares: no network, two threads, one arithmetic, and the smallest networks there are."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any library reads it
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vpt.tower import Tower
+
+torch.set_num_threads(2)
+torch.set_float32_matmul_precision("highest")
+# nn.MultiheadAttention without autograd takes another path, 2e-6 away: equality tests compare like with like
+torch.backends.mha.set_fastpath_enabled(False)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def _shaken(model: nn.Module, scale: float = 1.0) -> nn.Module:
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for p in model.parameters():
+            fan = p[0].numel() if p.ndim > 1 else 25
+            p.add_(torch.randn(p.shape, generator=generator) * scale / fan**0.5)
+    return model
+
+
+@pytest.fixture(scope="session")
+def shaken() -> Callable[..., nn.Module]:
+    """shaken(model): the model with weights large enough that every token matters to the output.
+
+    Libraries start at 0.02, where the class token alone decides and a wrong row would hardly be seen.
+    """
+    return _shaken
+
+
+@pytest.fixture(scope="session")
+def tower() -> Tower:
+    """A ViT of random weights, 32 px, patch 8, 32 wide, 3 deep, class token pooling. Frozen: share it."""
+    from vpt.towers.vit import tiny  # here, so that a test without networks waits for no import of timm
+
+    opened = tiny()
+    _shaken(opened.model)
+    return opened
+
+
+@pytest.fixture(scope="session")
+def images() -> Tensor:
+    """Three pictures [3, 3, 32, 32]."""
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
