@@ -33,7 +33,7 @@ class LastGood(Checkpoint):
 
     def _save(self, trainer: L.Trainer) -> None:
         part = self.path.with_suffix(".part")
-        trainer.save_checkpoint(part)  # every process takes part; one writes
+        trainer.save_checkpoint(part, weights_only=False)  # every process takes part; one writes
         if trainer.is_global_zero:
             os.replace(part, self.path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -75,7 +76,8 @@ class PromptTask(L.LightningModule):
     registered; checkpoints hold only what learned. Random numbers of a step are a function of (seed, step), so a
     resumed run draws the same.
 
-    lrs: one a learner.  batches: passes over training pictures, for starts that come from the data.
+    lrs: one a learner.  batch_size, epoch_batches: of one batch of all processes, and how many make an epoch.
+    batches: passes over training pictures, for starts that come from the data.
     frames: the rest of stored streams of train and val (see vpt.tasks.store); None when batches hold pictures.
     """
 
@@ -90,6 +92,7 @@ class PromptTask(L.LightningModule):
         *,
         weight_decay: float,
         batch_size: int,
+        epoch_batches: int,
         seed: int = 1,
         batches: Batches = tuple,
         frames: tuple[Stream | None, Stream | None] = (None, None),
@@ -98,6 +101,8 @@ class PromptTask(L.LightningModule):
         self.learners = nn.ModuleList(learners)
         self.lrs, self.objective, self.recipe, self.weight_decay = tuple(lrs), objective, recipe, weight_decay
         self.batch_size, self.seed, self.batches, self.frames = batch_size, seed, batches, frames
+        # not asked of the trainer: its estimate loads the data before a checkpoint can say where to go on
+        self.epoch_batches = epoch_batches
         self.low = min((learner.low for learner in learners), key=learners[0].tower.index)
         self.scores = nn.ModuleList(cast(nn.Module, objective.metrics()) for _ in learners)
         self.diverged: dict[int, int] = {}  # learner -> the step at which its loss was not finite
@@ -199,7 +204,7 @@ class PromptTask(L.LightningModule):
             optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, momentum=0.9)
         else:
             optimizer = torch.optim.AdamW(groups)
-        steps = max(1, int(self.trainer.estimated_stepping_batches) // self.recipe.epochs)
+        steps = math.ceil(self.epoch_batches / self.trainer.accumulate_grad_batches)
         factor = schedule(self.recipe.schedule, self.recipe.epochs, steps, self.recipe.warmup)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 

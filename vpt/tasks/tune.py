@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -273,12 +275,14 @@ class Run:
         return learner.method.solve(*parts["train"], parts["val"], learner.head)
 
     def _train(self, learners: list[Learner], resumed: Path | None, timer: StepTime) -> PromptTask:
-        loader, val = self.data.train_dataloader(), self.data.val_dataloader()
+        with quiet():
+            loader, val = self.data.train_dataloader(), self.data.val_dataloader()
         low = min((learner.low for learner in learners), key=learners[0].tower.index)
         stored = self._store(learners[0], low, "train")
         stored_val = self._store(learners[0], low, "val") if stored is not None and val else None
         if stored is not None:
-            loader = StatefulDataLoader(stored, batch_sampler=loader.batch_sampler)
+            with quiet():
+                loader = StatefulDataLoader(stored, batch_sampler=loader.batch_sampler)
         if stored_val is not None:
             val = torch.utils.data.DataLoader(stored_val, val.batch_size)  # type: ignore[union-attr]
         task = PromptTask(
@@ -288,15 +292,14 @@ class Run:
             self.recipe,
             weight_decay=self.weight_decay,
             batch_size=self.data.batch_size,
+            epoch_batches=len(loader),
             seed=self.data.seed,
             batches=self._batches,
             frames=(stored and stored.frame, stored_val and stored_val.frame),
         )
-        trainer = self._trainer(timer)
         try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", ".*does not have many workers.*")
-                warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
+            with quiet():
+                trainer = self._trainer(timer)
                 trainer.fit(task, loader, val or None, ckpt_path=resumed, weights_only=False)
         except Diverged:
             self._keep_last_good(task)
@@ -382,6 +385,24 @@ class Run:
                     for n, v in found.metrics.items()
                 ]
         return tuned
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the notices of Lightning and torchdata that a user can do nothing about."""
+    names = ("lightning.pytorch", "lightning.fabric")
+    levels = {name: logging.getLogger(name).level for name in names}
+    with warnings.catch_warnings():
+        for text in ("does not have many workers", "smaller than the logging interval", "set_vital", "LeafSpec"):
+            warnings.filterwarnings("ignore", f".*{text}.*")
+        warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # out is meant to be gone on with
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
 
 
 def _rates(asked: tuple[float, ...] | str, own: float) -> tuple[float, ...]:

@@ -1,0 +1,48 @@
+"""A tiny frozen network and a tiny folder of pictures, for everything that trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.models.vision_transformer import VisionTransformer
+
+from vpt.towers.load import Backbone, preprocessing_of
+from vpt.towers.vit import open_timm
+
+COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220)}
+
+
+@pytest.fixture
+def backbone() -> Backbone:
+    """Random weights, 32 px, patch 8, 32 wide, 3 deep."""
+    torch.manual_seed(0)
+    model = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2, num_classes=5)
+    for p in model.parameters():  # timm's start is nearly blind; this one sees
+        if p.ndim > 1:
+            torch.nn.init.normal_(p, std=0.3)
+    return Backbone("timm/tiny", {"image": open_timm(model)}, preprocessing_of(model) | {"input_size": [3, 32, 32]}, "timm")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noisy pictures of three colours in train, val and test folders."""
+    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 6), ("test", 6)):
+        for name, colour in COLOURS.items():
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                noise = rng.integers(-40, 40, (32, 32, 3))
+                Image.fromarray((np.array(colour) + noise).clip(0, 255).astype("uint8")).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture
+def frozen_hash(backbone: Backbone) -> Callable[[], int]:
+    """A number that changes when any weight or buffer of the frozen network does."""
+    return lambda: hash(tuple(t.numpy().tobytes() for t in backbone.image.model.state_dict().values()))

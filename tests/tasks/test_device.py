@@ -1,0 +1,44 @@
+"""What "auto" means, and refusals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from vpt.tasks.device import PeakMemory, autocast, resolve_device, resolve_precision
+
+
+def test_devices():
+    assert resolve_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="no device 'gpu7'"):
+        resolve_device("gpu7")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="not available"):
+            resolve_device("cuda")
+        assert resolve_device("auto").type in ("cpu", "mps")
+
+
+def test_precision_on_the_cpu(monkeypatch):
+    cpu = torch.device("cpu")
+    assert resolve_precision("auto", cpu) == resolve_precision("float32", cpu) == "32-true"
+    with pytest.raises(ValueError, match="Choose auto, float32 or bf16"):
+        resolve_precision("fp8", cpu)
+    monkeypatch.setattr("vpt.tasks.device.bf16_supported", lambda device: (False, "no AVX512-BF16"))
+    with pytest.warns(UserWarning, match="no AVX512-BF16"):
+        assert resolve_precision("bf16", cpu) == "bf16-mixed"
+
+
+def test_autocast_casts_or_not():
+    linear, x = torch.nn.Linear(4, 4), torch.ones(2, 4)
+    for precision, dtype in (("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)):
+        with autocast(torch.device("cpu"), precision):
+            assert linear(x).dtype == dtype
+
+
+def test_peak_memory_sees_an_allocation():
+    memory = PeakMemory(torch.device("cpu"))
+    before = memory.mb()
+    block = np.ones(30_000_000)  # 240 MB
+    assert memory.mb() > before + 200
+    del block

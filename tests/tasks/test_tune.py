@@ -1,0 +1,206 @@
+"""From a folder of pictures to a prompt file: what learns, what stays, what a kill leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import vpt
+from vpt.data.module import ImageData
+from vpt.methods import METHODS
+from vpt.promptset import PromptSet
+from vpt.tasks.learner import build_method
+from vpt.tasks.task import Diverged, PromptTask, Recipe
+from vpt.tasks.tune import tune
+
+QUIET = {"progress": False, "device": "cpu", "precision": "float32", "batch_size": 9}
+
+
+def rows_of(tuned):
+    return torch.cat([t.flatten() for t in tuned.prompts.tensors().values()])
+
+
+def test_deep_prompts_learn_and_the_network_does_not(backbone, pictures, frozen_hash, tmp_path):
+    before = frozen_hash()
+    tuned = tune(backbone, str(pictures), "vpt-deep", epochs=8, lr=0.03, length=4, out=str(tmp_path), **QUIET)
+    assert frozen_hash() == before
+    top1 = {m["split"]: m["value"] for m in tuned.metrics if m["name"] == "top1"}
+    assert top1["test"] > 0.8
+    history = tuned.prompts.about["train"]["history"]
+    assert len(history) == 8
+    again = vpt.load_prompts(tmp_path / "prompts.safetensors", backbone, device="cpu")
+    files = sorted(map(str, (pictures / "test").rglob("*.png")))
+    assert again.predict(files) == tuned.predict(files)
+    right = [Path(p.picture).parent.name == p.label for p in again.predict(files)]
+    assert sum(right) / len(right) == pytest.approx(top1["test"])
+
+
+def test_prompts_matter_not_only_the_head(backbone, pictures):
+    """The rows moved from their start, and without them the trained head is less sure of the truth."""
+    tuned = tune(backbone, str(pictures), "vpt-deep", epochs=8, lr=0.03, length=4, **QUIET)
+    torch.manual_seed(1)  # the seed of the run
+    start = build_method("vpt-deep", backbone.towers, {"length": 4})(vpt.Context())
+    assert all((tuned.rows[site] - rows).abs().mean() > 0.01 for site, rows in start.items())
+    data = ImageData(str(pictures), batch_size=9)
+    data.bind(backbone.preprocessing)
+
+    def sureness(prompts):
+        found = vpt.Tuned(backbone, prompts).evaluate(data.test_dataloader())
+        return found.scores.gather(1, found.labels[:, None]).mean()
+
+    bare = PromptSet({}, tuned.prompts.head, about=tuned.prompts.about)
+    assert sureness(tuned.prompts) > sureness(bare) + 0.05
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_method_trains_saves_and_predicts_the_same(method, backbone, pictures, frozen_hash, tmp_path):
+    before = frozen_hash()
+    tuned = tune(backbone, str(pictures), method, epochs=2, shots=4, out=str(tmp_path), **QUIET)
+    assert frozen_hash() == before
+    kind = "baseline" if METHODS[method].baseline else "prompts"
+    file = tmp_path / f"{kind}.safetensors"
+    assert file.is_file()
+    assert not list((tmp_path / "checkpoints").iterdir())
+    again = vpt.load_prompts(file, backbone, device="cpu")
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(again.logits(images), tuned.logits(images), atol=1e-6)
+    with safe_open(str(file), "pt") as f:
+        about = json.loads(f.metadata()["vpt"])
+    assert about["kind"] == ("baseline" if METHODS[method].baseline else "prompt set")
+    assert {m["split"] for m in about["metrics"]} == {"val", "test"}
+    assert all(m["count"] and m["seed"] == 1 for m in about["metrics"])
+
+
+def test_stored_static_part_gives_the_same_prompts(backbone, pictures):
+    """The saving is exact: last block prompted, streams stored in memory, on disk, or not at all."""
+    options = {"layers": "2", "epochs": 3, "lr": 0.03, "length": 3, **QUIET}
+    plain = tune(backbone, str(pictures), "vpt-deep", store="off", **options)
+    stored = tune(backbone, str(pictures), "vpt-deep", store="memory", **options)
+    assert torch.allclose(rows_of(plain), rows_of(stored), atol=1e-5)
+
+
+def test_stored_on_disk(backbone, pictures, tmp_path):
+    options = {"layers": "2", "epochs": 3, "lr": 0.03, "length": 3, "augment": "flip", "views": 2, **QUIET}
+    memory = tune(backbone, str(pictures), "vpt-deep", store="memory", **options)
+    disk = tune(backbone, str(pictures), "vpt-deep", store="disk", out=str(tmp_path), **options)
+    assert torch.equal(rows_of(memory), rows_of(disk))
+    assert (tmp_path / "train.static").stat().st_size == 36 * 2 * 17 * 32 * 4
+
+
+def test_candidates_side_by_side_equal_one_by_one(backbone, pictures):
+    """The sum of the losses trains each learner as if alone; the best on val is kept."""
+    options = {"epochs": 2, "length": 3, **QUIET}
+    lrs = (1e-3, 3e-2)
+    both = tune(backbone, str(pictures), "vpt-deep", lr=lrs, **options)
+    alone = [tune(backbone, str(pictures), "vpt-deep", lr=lr, **options) for lr in lrs]
+    chosen = lrs.index(both.prompts.about["train"]["lr"])
+    assert torch.allclose(rows_of(both), rows_of(alone[chosen]), atol=1e-5)
+    val = [next(m["value"] for m in t.metrics if m["split"] == "val" and m["name"] == "top1") for t in alone]
+    assert val[chosen] == max(val)
+    assert f"{lrs[chosen]:g}" in both.prompts.about["train"]["chosen_because"]
+
+
+class Killed(Exception):
+    """Stands for a kill in the middle of an epoch."""
+
+
+@pytest.mark.parametrize("options", [{"augment": "crop", "dropout": 0.1}, {"augment": "flip", "views": 2, "layers": "1..2"}])
+def test_a_killed_run_resumes_to_the_same_bits(backbone, pictures, tmp_path, monkeypatch, options):
+    options = {"epochs": 4, "lr": (0.01, 0.03), "length": 3, "checkpoint_every": 1, **options, **QUIET}
+    whole = tune(backbone, str(pictures), "vpt-deep", out=str(tmp_path / "whole"), **options)
+    step = PromptTask.training_step
+
+    def dies(self, batch, i):
+        if self.global_step == 6:
+            raise Killed
+        return step(self, batch, i)
+
+    monkeypatch.setattr(PromptTask, "training_step", dies)
+    with pytest.raises(Killed):
+        tune(backbone, str(pictures), "vpt-deep", out=str(tmp_path / "cut"), **options)
+    assert not (tmp_path / "cut" / "prompts.safetensors").exists()
+    monkeypatch.setattr(PromptTask, "training_step", step)
+    steps = []
+    monkeypatch.setattr(PromptTask, "training_step", lambda self, b, i: (steps.append(self.global_step), step(self, b, i))[1])
+    again = tune(backbone, str(pictures), "vpt-deep", out=str(tmp_path / "cut"), **options)
+    assert steps[0] == 6
+    assert torch.equal(rows_of(whole), rows_of(again))
+    assert whole.prompts.about["train"]["history"] == again.prompts.about["train"]["history"]
+
+
+def test_a_stopped_run_of_another_configuration_is_refused(backbone, pictures, tmp_path, monkeypatch):
+    step = PromptTask.training_step
+    monkeypatch.setattr(
+        PromptTask, "training_step", lambda self, b, i: (_ for _ in ()).throw(Killed()) if self.global_step == 2 else step(self, b, i)
+    )
+    options = {"epochs": 2, "checkpoint_every": 1, "out": str(tmp_path), **QUIET}
+    with pytest.raises(Killed):
+        tune(backbone, str(pictures), "vpt-deep", length=3, **options)
+    with pytest.raises(ValueError, match="stopped run with another method"):
+        tune(backbone, str(pictures), "vpt-deep", length=5, **options)
+
+
+def test_a_checkpoint_holds_only_what_learned(backbone, pictures, tmp_path, monkeypatch):
+    step = PromptTask.training_step
+    monkeypatch.setattr(
+        PromptTask, "training_step", lambda self, b, i: (_ for _ in ()).throw(Killed()) if self.global_step == 2 else step(self, b, i)
+    )
+    with pytest.raises(Killed):
+        tune(backbone, str(pictures), "vpt-deep", length=3, checkpoint_every=1, out=str(tmp_path), **QUIET)
+    kept = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+    assert sum(t.numel() for t in kept.values()) == 3 * 3 * 32 + 3 * 32 + 3
+
+
+def test_nan_stops_and_keeps_the_last_good_prompts(backbone, pictures, tmp_path):
+    with pytest.raises(Diverged, match=r"step \d+ .*learning rate 1e\+30.*Lower the learning rate"):
+        tune(backbone, str(pictures), "vpt-deep", lr=1e30, optimizer="sgd", warmup=0, epochs=4, out=str(tmp_path), **QUIET)
+    kept = PromptSet.load(tmp_path / "prompts.safetensors")
+    assert all(t.isfinite().all() for t in kept.tensors().values())
+    assert "not finite" in kept.about["train"]["stopped"]
+
+
+def test_one_diverging_candidate_does_not_stop_the_others(backbone, pictures):
+    tuned = tune(
+        backbone, str(pictures), "vpt-deep", lr=(1e30, 1e-2), optimizer="sgd", warmup=0, epochs=3, **QUIET
+    )
+    assert tuned.prompts.about["train"]["lr"] == 1e-2
+    assert "diverged" in tuned.prompts.about["train"]["chosen_because"]
+
+
+def test_early_stop(backbone, pictures):
+    tuned = tune(backbone, str(pictures), "linear", lr=1e-9, epochs=30, patience=2, **QUIET)
+    assert len(tuned.prompts.about["train"]["history"]) == 3
+    assert "early stop" in tuned.protocol["selection"]
+
+
+@pytest.mark.parametrize("recipe", [{"optimizer": "sgd", "per_256": True, "schedule": "vpt"}, {"mixup": 0.3, "augment": "crop"}, {"smoothing": 0.1, "clip": 1.0}])
+def test_recipes_run(backbone, pictures, recipe):
+    tuned = tune(backbone, str(pictures), "vpt-shallow", epochs=2, lr=0.1, **recipe, **QUIET)
+    assert rows_of(tuned).isfinite().all()
+
+
+def test_unknown_options_and_sites_are_refused_before_data_are_read(backbone, tmp_path):
+    with pytest.raises(ValueError, match="nothing here has an option 'lenght'"):
+        tune(backbone, str(tmp_path / "nowhere"), "vpt-deep", lenght=3)
+    with pytest.raises(ValueError, match="no method 'vpt-dep'"):
+        tune(backbone, str(tmp_path / "nowhere"), "vpt-dep")
+    with pytest.raises(ValueError, match="names no blocks of a tower 3 deep"):
+        tune(backbone, str(tmp_path / "nowhere"), "vpt-deep", layers="0..7")
+    closed = vpt.load("timm/resnet18", pretrained=False)
+    with pytest.raises(ValueError, match="ResNet is a closed tower"):
+        tune(closed, str(tmp_path / "nowhere"), "vpt-deep")
+
+
+def test_recipe_refuses_values_that_make_no_sense():
+    for wrong in ({"epochs": 0}, {"lr": (-1.0,)}, {"smoothing": 1.0}):
+        with pytest.raises(ValueError, match="wanted|positive"):
+            Recipe(**wrong)
+
+
+def test_bf16_keeps_rows_in_float32(backbone, pictures):
+    tuned = tune(backbone, str(pictures), "vpt-deep", epochs=2, lr=0.01, **{**QUIET, "precision": "bf16"})
+    assert {t.dtype for t in tuned.rows.values()} == {torch.float32}
