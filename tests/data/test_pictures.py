@@ -108,7 +108,7 @@ def test_seeded_fixes_all_generators_and_puts_them_back():
 def test_a_view_depends_on_seed_view_and_key_alone(source, config, augment):
     def made(**options) -> Pictures:
         return Pictures(
-            source.items, Decoded(source), train_transform(config, augment), augmented=True, **options
+            source.items, Decoded(source, 2**20), train_transform(config, augment), augmented=True, **options
         )
 
     pictures = made(seed=3)
@@ -125,18 +125,20 @@ def test_a_view_depends_on_seed_view_and_key_alone(source, config, augment):
     assert all(torch.equal(fixed[e, 1]["image"], forward[e % 2, 1]) for e in range(8))
     # the same picture elsewhere in another list keeps its views
     fewer = Pictures(
-        source.items[3:], Decoded(source), train_transform(config, augment), augmented=True, seed=3
+        source.items[3:], Decoded(source, 2**20), train_transform(config, augment), augmented=True, seed=3
     )
     assert torch.equal(fewer[5, 1]["image"], forward[5, 4])
 
 
 def test_an_item_as_a_dictionary(source, config):
-    pictures = Pictures(source.items, Decoded(source), eval_transform(config))
+    pictures = Pictures(source.items, Decoded(source, 2**20), eval_transform(config))
     got = pictures[4, 3]
     assert {k: v for k, v in got.items() if k != "image"} == {"label": 1, "index": 3, "view": 0, "key": "k3"}
     assert torch.equal(got["image"], eval_transform(config)(source.read(source.items[3])))
     assert torch.equal(pictures[3]["image"], got["image"])
-    many = Pictures([Item("a", (0, 2), offset=1), Item("b", ())], Decoded(source), eval_transform(config), 4)
+    many = Pictures(
+        [Item("a", (0, 2), offset=1), Item("b", ())], Decoded(source, 2**20), eval_transform(config), 4
+    )
     assert many[0]["label"].tolist() == [1.0, 0.0, 1.0, 0.0]
     assert many[1]["label"].tolist() == [0.0] * 4
 
@@ -157,7 +159,7 @@ def test_decoded_pictures_are_kept_within_the_budget(source):
 def test_lost_files_are_named(tmp_path):
     gone = Item("a/lost.png", 0, str(tmp_path / "lost.png"))
     with pytest.raises(UnreadableImage, match=r"a/lost\.png: No such file"):
-        Decoded(Files("x", ("a",), False, {"all": [gone]})).get(gone)
+        Decoded(Files("x", ("a",), False, {"all": [gone]}), 0).get(gone)
 
 
 @pytest.mark.parametrize("size", [None, (1, 8, 8), (8, 8)])

@@ -57,7 +57,11 @@ def test_no_val_at_all():
 def test_val_without_test_is_the_test():
     made = plan(source(train=[10, 10], val=[4, 4]), Draw(val=0.2))
     assert origins(made.parts) == {"train": {"train"}, "val": {"train"}, "test": {"val"}}
-    assert made.origin["test"] == "the source's val"
+    assert made.origin == {
+        "train": "the rest of the source's own",
+        "val": "0.2 of train",
+        "test": "the source's val",
+    }
 
 
 def test_few_shot_with_and_without_own_val():

@@ -69,7 +69,7 @@ def test_many_pictures_are_looked_at_by_their_headers(made, monkeypatch):
     monkeypatch.setattr(report, "DECODE_LIMIT", 3)
     (made / "train" / "cat" / "bad.png").write_bytes(b"not a picture")
     source = open_folder(made)
-    decoded = Decoded(source)
+    decoded = Decoded(source, 2**20)
     monkeypatch.setattr(decoded, "get", None)  # decoding would fail
     found = survey(source, source.splits(), decoded)
     assert (found.checked, found.doubles) == ("headers", [])

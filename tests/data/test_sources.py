@@ -48,6 +48,12 @@ def test_a_folder_called_digits_is_a_folder(tmp_path, plant, monkeypatch):
     assert open_source("digits").classes == ("one",)
 
 
+def test_a_folder_is_shards_only_where_their_names_say_so(tmp_path, plant):
+    plant(tmp_path / "old.tar.d", {"a": 1, "b": 1})
+    (tmp_path / "old.tar.d" / "backup-2024.tar").write_bytes(b"")
+    assert open_source(tmp_path / "old.tar.d").classes == ("a", "b")
+
+
 def test_nothing_there_lists_what_there_could_be(tmp_path):
     with pytest.raises(
         DataError, match=r"no data at .*nowhere'. Wanted: a folder of class folders, .*torchvision:NAME"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from pathlib import Path
 
 from vpt.data.item import DataError, Files, Item, some, split_name
@@ -23,7 +24,7 @@ def open_manifest(path: Path) -> Files:
         raise DataError(f"the manifest {path} has no rows. Wanted: one row a picture.")
     keys = [row["path"] for row in rows]
     if len(set(keys)) < len(keys):
-        twice = sorted({key for key in keys if keys.count(key) > 1})
+        twice = sorted(key for key, n in Counter(keys).items() if n > 1)
         raise DataError(
             f"{path} names {len(twice)} picture(s) more than once: {some(twice)}. Keep one row a picture; "
             "several labels go into one row as a|b."

@@ -22,6 +22,8 @@ from vpt.data.report import Report, survey
 from vpt.data.sources import open_source
 from vpt.data.splits import split_hash
 
+MEMORY = 2**30  # bytes of decoded pictures to keep
+
 
 class ImageData(L.LightningDataModule):
     """Pictures with labels, split, checked, augmented and batched; every step is a function of the seed.
@@ -86,7 +88,7 @@ class ImageData(L.LightningDataModule):
         if self._plan is not None:
             return
         source = open_source(self.path, self.root)
-        decoded = Decoded(source)
+        decoded = Decoded(source, MEMORY // max(1, self.workers))  # each worker may come to hold its own
         unreadable: list[tuple[str, str]] = []
         if self.skip_unreadable:
             unreadable = survey(source, source.splits(), decoded).unreadable

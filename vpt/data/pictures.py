@@ -28,7 +28,7 @@ _CONFIG = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode"
 class Decoded:
     """A source's pictures as RGB, kept as uint8 while all that are kept fit ``budget`` bytes."""
 
-    def __init__(self, source: Source, budget: int = 2**30):
+    def __init__(self, source: Source, budget: int):
         self._source, self._left = source, budget
         self._kept: dict[str, np.ndarray] = {}
 

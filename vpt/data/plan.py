@@ -83,6 +83,8 @@ def _drawn(source: Source, own: Mapping[str, Sequence[Item]], draw: Draw) -> Pla
     if not parts["val"]:
         share["val"] = draw.val
         origin["val"] = f"{draw.val:g} of {'all' if 'all' in own else 'train'}" if draw.val else "none"
+    if "all" not in own and len(share) > 1:
+        origin["train"] = "the rest of the source's own"
     if len(share) > 1 and parts["train"]:
         parts |= stratified(parts["train"], share, draw.seed)
     if draw.shots is not None:

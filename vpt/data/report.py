@@ -69,7 +69,7 @@ def survey(source: Source, splits: Mapping[str, Sequence[Item]], decoded: Decode
     decoded: keeps what was decoded on the way. Above DECODE_LIMIT items only headers are read, and the same
     content in two splits is not looked for.
     """
-    decoded = decoded or Decoded(source)
+    decoded = decoded or Decoded(source, budget=0)
     total = sum(len(items) for items in splits.values())
     checked: Literal["decoded", "headers"] = "decoded" if total <= DECODE_LIMIT else "headers"
     seen: dict[str, str] = {}

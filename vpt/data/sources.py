@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import os
+import re
 from pathlib import Path
 
 from vpt.data.item import DataError, Files, Item, Source
@@ -41,10 +41,10 @@ def open_source(data: str | Path, root: str | Path | None = None) -> Source:
         from vpt.data.manifest import open_manifest
 
         return open_manifest(path)
-    if ".tar" in text or "::" in text or _shards_in(path):
+    if (shards := _shards_in(path)) or (not path.is_dir() and (".tar" in text or "::" in text)):
         from vpt.data.shards import open_shards
 
-        return open_shards(_shards_in(path) or text, cache_folder(root) / "shards")
+        return open_shards(shards or text, cache_folder(root) / "shards")
     if path.is_dir():
         from vpt.data.folder import open_folder
 
@@ -53,8 +53,6 @@ def open_source(data: str | Path, root: str | Path | None = None) -> Source:
 
 
 def _shards_in(path: Path) -> list[str]:
-    if not path.is_dir():
-        return []
-    return sorted(
-        p for end in ("tar", "tar.gz") for p in glob.glob(f"{glob.escape(str(path))}/*-[0-9]*.{end}")
-    )
+    """Files called SPLIT-NNNNNN.tar or SPLIT-NNNNNN.tar.gz, sorted; five digits at least."""
+    names = os.listdir(path) if path.is_dir() else []
+    return sorted(str(path / name) for name in names if re.fullmatch(r".+-\d{5,}\.tar(\.gz)?", name))
