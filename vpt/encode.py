@@ -40,9 +40,9 @@ def _insert(t: Tensor, dim: int, at: int, n: int) -> Tensor:
 def _check_room(tower: Tower, stage: str) -> None:
     if tower.grows is not None and tower.index(stage) < tower.index(tower.grows):
         raise ValueError(
-            f"no slot can be opened at {tower.name}/{stage}: positions or a fixed mask leave no room for more "
-            f"rows below stage {tower.grows!r}. Open it from there on, or overwrite placeholders whose places "
-            "are known."
+            f"no slot can be opened at {tower.name}/{stage}: positions or a fixed mask leave no room for "
+            f"more rows below stage {tower.grows!r}. Open it from there on, or overwrite placeholders whose "
+            "places are known."
         )
 
 
