@@ -1,0 +1,51 @@
+"""The registry, and what every method says of itself."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from vpt.methods import METHODS, method_class, methods
+from vpt.methods.method import Method, linear_head
+from vpt.prompt import Context
+from vpt.towers.vit import tiny
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_built_from_its_entry(name: str) -> None:
+    entry = METHODS[name]
+    made = method_class(name)(tiny(), **entry.options)
+    assert isinstance(made, Method)
+    sites = [str(site) for site in made(Context())]
+    if entry.sites == "none":
+        assert sites == []
+    else:
+        tower, stages, slot = entry.sites.split("/")
+        deep = ["0", "1", "2"] if stages.endswith("..") else [stages]
+        assert sites == [f"{tower}/{stage}/{slot}" for stage in deep]
+    learns = made.learn(tiny()).learns_from is not None
+    assert entry.baseline or not learns
+    module = sys.modules[type(made).__module__].__doc__ or ""
+    assert entry.paper in module, "the paper's id stands on top of the file"
+    options = list(inspect.signature(type(made).__init__).parameters.values())[2:]
+    assert all(p.kind is p.KEYWORD_ONLY for p in options)
+
+
+def test_unknown_methods_are_refused_with_the_names() -> None:
+    with pytest.raises(ValueError, match=r"no method 'vpt'.*vpt-deep.*linear-exact"):
+        method_class("vpt")
+    assert methods().keys() == METHODS.keys()
+
+
+def test_the_registry_imports_no_torch() -> None:
+    code = "import sys, vpt.methods; vpt.methods.methods(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_head_starts_as_published() -> None:
+    torch.manual_seed(0)
+    head = linear_head(400, 300)
+    assert abs(head.weight.std() - (2 / 300) ** 0.5) < 1e-3  # kaiming normal over fan out
+    assert torch.all(head.bias == -torch.tensor(99.0).log())
