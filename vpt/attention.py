@@ -1,7 +1,8 @@
 """What the machine at hand computes fastest: the attention path, bfloat16, and weights kept in it.
 
-PyTorch's fused attention is the right default in float32. In bfloat16 its backward on a CPU takes several times
-as long as plain matrix products, on other machines the other way round, so the path is chosen by measurement.
+PyTorch's fused attention is the right default in float32. In bfloat16 its backward on a CPU takes several
+times as long as plain matrix products, on other machines it is the other way round, so the path is chosen by
+measurement.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ WORTH = 1.2  # bfloat16 must multiply so many times as fast as float32: casts an
 def fastest_attention(
     dtype: torch.dtype, device: torch.device | str, *, batch: int, heads: int, length: int, head_width: int
 ) -> Iterator[Path]:
-    """Inside, ``scaled_dot_product_attention`` takes the path that :func:`attention_path` found; yields its name.
+    """Inside, ``scaled_dot_product_attention`` takes the path that :func:`attention_path` found.
 
     dtype: what attention computes in; under autocast that is autocast's dtype.
-    Results agree within the rounding of ``dtype``. Nothing stays changed afterwards.
+    Yields the path's name. Results agree within the rounding of ``dtype``; nothing stays changed afterwards.
     """
     path = attention_path(dtype, device, batch=batch, heads=heads, length=length, head_width=head_width)
     with _taking(path):
@@ -46,8 +47,8 @@ def attention_path(
 ) -> Path:
     """ "default", PyTorch's own choice, or "math", plain matrix products: whichever is faster here.
 
-    Measured once a process for each device, dtype and class of shapes, in a fraction of a second; with the backward
-    pass where gradients are enabled. float32 and float64 always take the default.
+    Measured once a process for each device, dtype and class of shapes, in a fraction of a second; with the
+    backward pass where gradients are enabled. float32 and float64 always take the default.
     """
     if dtype not in (torch.bfloat16, torch.float16):
         return "default"
@@ -98,7 +99,7 @@ def _no_autocast(device: str) -> AbstractContextManager[object]:
 
 
 def _seconds(works: list[Callable[[], object]], device: str, repeats: int = 4) -> list[float]:
-    """Least seconds of each work, taken in turn so that a busy machine disturbs all alike; the first is warm-up."""
+    """Least seconds of each work, in turns, so that other load disturbs all alike; the first is warm-up."""
     wait = torch.accelerator.synchronize if torch.device(device).type != "cpu" else nullcontext
     least = [float("inf")] * len(works)
     for turn in range(repeats):
@@ -115,8 +116,8 @@ def _seconds(works: list[Callable[[], object]], device: str, repeats: int = 4) -
 def bf16_supported(device: torch.device | str) -> tuple[bool, str]:
     """Does bfloat16 pay on this device, and why or why not (a clause without a full stop).
 
-    On a CPU it must have the instructions and also multiply faster in them than in float32, which some processors
-    with AVX512-BF16 do not; that is measured once a process.
+    On a CPU it must have the instructions and also multiply faster in them than in float32, which some
+    processors with AVX512-BF16 do not; that is measured once a process.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -146,7 +147,7 @@ def _bf16_on_cpu() -> tuple[bool, str]:
     if not _has_bf16_instructions():
         return False, f"this processor ({capability}) has no bfloat16 instructions and only emulates them"
     times = _bf16_speed()
-    said = f"this processor ({capability}) multiplies matrices {times:.1f} times as fast in bfloat16 as in float32"
+    said = f"this processor ({capability}) multiplies {times:.1f}x as fast in bfloat16 as in float32"
     return times >= WORTH, said
 
 
@@ -163,11 +164,11 @@ def _bf16_speed() -> float:
 
 
 def cast_frozen(tower: Tower, dtype: torch.dtype = torch.bfloat16) -> Tower:
-    """A twin of a frozen tower, on a copy of its model, whose linear and convolution weights are ``dtype`` for good.
+    """A twin of a frozen tower, on a copy of its model, with linear and convolution weights in ``dtype``.
 
-    For use under autocast to ``dtype`` only: autocast would cast these weights at every use, and the results are
-    equal to the bit. Norms, positions, class tokens and layer scales stay as they are. The fingerprint is the
-    original's to give.
+    For use under autocast to ``dtype`` only: autocast would cast these weights at every use, and the results
+    are equal to the bit. Norms, positions, class tokens and layer scales stay. Take fingerprints of
+    the original.
     Raises ValueError for a tower that learns, cannot be opened again, or was given another pooling.
     """
     if tower.learns_from is not None:
@@ -181,7 +182,5 @@ def cast_frozen(tower: Tower, dtype: torch.dtype = torch.bfloat16) -> Tower:
                 p.data = p.data.to(dtype)
     twin = tower.reopen(model)
     if type(twin.steps[-1]) is not type(tower.steps[-1]):
-        raise ValueError(
-            "cast the tower first and choose its pooling afterwards: cast_frozen(t).pooling(how)."
-        )
+        raise ValueError("cast the tower first, then choose its pooling: cast_frozen(tower).pooling(how).")
     return twin
