@@ -1,4 +1,4 @@
-"""What every test shares: no network, two threads, one arithmetic, and the smallest networks there are."""
+"""What every test shares: no network, one thread, one arithmetic, and the smallest networks there are."""
 
 import os
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vpt.tower import Tower
 
-torch.set_num_threads(2)
+torch.set_num_threads(2)  # tiny networks: two threads wait for each other longer than they work
 torch.set_float32_matmul_precision("highest")
 # nn.MultiheadAttention without autograd takes another path, 2e-6 away: equality tests compare like with like
 torch.backends.mha.set_fastpath_enabled(False)

@@ -201,6 +201,7 @@ def test_recipe_refuses_values_that_make_no_sense():
             Recipe(**wrong)
 
 
+@pytest.mark.filterwarnings("ignore:bf16 will be slow")  # on processors that emulate it
 def test_bf16_keeps_rows_in_float32(backbone, pictures):
     tuned = tune(backbone, str(pictures), "vpt-deep", epochs=2, lr=0.01, **{**QUIET, "precision": "bf16"})
     assert {t.dtype for t in tuned.rows.values()} == {torch.float32}

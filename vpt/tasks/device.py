@@ -35,7 +35,7 @@ def resolve_device(device: str) -> torch.device:
 def resolve_precision(precision: str, device: torch.device) -> str:
     """Lightning's name: "auto" is bf16 where the hardware computes in it, else float32; rows stay float32 in both."""
     if precision == "auto":
-        return PRECISIONS["bf16" if device.type == "cuda" and bf16_supported(device)[0] else "float32"]
+        return PRECISIONS["bf16" if bf16_supported(device)[0] else "float32"]
     if precision not in PRECISIONS:
         raise ValueError(f"no precision {precision!r}. Choose auto, float32 or bf16.")
     supported, why = bf16_supported(device)

@@ -393,7 +393,7 @@ def quiet() -> Iterator[None]:
     names = ("lightning.pytorch", "lightning.fabric")
     levels = {name: logging.getLogger(name).level for name in names}
     with warnings.catch_warnings():
-        for text in ("does not have many workers", "smaller than the logging interval", "set_vital", "LeafSpec"):
+        for text in ("does not have many workers", "smaller than the logging interval", "set_vital", "LeafSpec", "in eval mode"):
             warnings.filterwarnings("ignore", f".*{text}.*")
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # out is meant to be gone on with
         for name in names:
