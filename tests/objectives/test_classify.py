@@ -42,7 +42,9 @@ def test_single_label_metrics(scored):
     bins = np.clip(np.ceil(sure * 15).astype(int) - 1, 0, 14)
     ece = sum(abs(right[bins == b].mean() - sure[bins == b].mean()) * (bins == b).mean() for b in set(bins))
     assert found["ece"] == pytest.approx(ece, abs=1e-5)
-    assert np.array_equal(objective.confusion(scores, target), confusion_matrix(target, best, labels=range(7)))
+    assert np.array_equal(
+        objective.confusion(scores, target), confusion_matrix(target, best, labels=range(7))
+    )
 
 
 def test_several_labels(scored):
@@ -54,7 +56,9 @@ def test_several_labels(scored):
     assert torch.allclose(objective.loss(logits, target), want, atol=1e-6)
     metrics = objective.metrics()
     metrics.update(objective.scores(logits), target)
-    assert float(metrics.compute()["map"]) == pytest.approx(average_precision_score(target, p, average="macro"))
+    assert float(metrics.compute()["map"]) == pytest.approx(
+        average_precision_score(target, p, average="macro")
+    )
     assert objective.headline == "map"
     assert objective.confusion(p, target) is None
 

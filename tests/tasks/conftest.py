@@ -25,7 +25,12 @@ def backbone() -> Backbone:
     for p in model.parameters():  # timm's start is nearly blind; this one sees
         if p.ndim > 1:
             torch.nn.init.normal_(p, std=0.3)
-    return Backbone("timm/tiny", {"image": open_timm(model)}, preprocessing_of(model) | {"input_size": [3, 32, 32]}, "timm")
+    return Backbone(
+        "timm/tiny",
+        {"image": open_timm(model)},
+        preprocessing_of(model) | {"input_size": [3, 32, 32]},
+        "timm",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +43,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder.mkdir(parents=True)
             for i in range(count):
                 noise = rng.integers(-40, 40, (32, 32, 3))
-                Image.fromarray((np.array(colour) + noise).clip(0, 255).astype("uint8")).save(folder / f"{i}.png")
+                Image.fromarray((np.array(colour) + noise).clip(0, 255).astype("uint8")).save(
+                    folder / f"{i}.png"
+                )
     return root
 
 

@@ -10,7 +10,7 @@ import torch
 
 from vpt.promptset import PromptSet
 
-SCRIPT = '''
+SCRIPT = """
 import sys
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -31,7 +31,7 @@ if __name__ == "__main__":
     trainer = {"devices": devices, "strategy": "ddp"} if devices > 1 else {}
     tune(backbone, sys.argv[2], "vpt-deep", epochs=3, lr=0.03, length=3, batch_size=12, augment="flip", views=2,
          store=sys.argv[4], progress=False, device="cpu", precision="float32", out=sys.argv[3], trainer=trainer)
-'''
+"""
 
 
 def test_two_processes_equal_one(pictures, tmp_path):

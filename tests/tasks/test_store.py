@@ -25,7 +25,9 @@ def test_streams_equal_the_pass(data, backbone, tmp_path, where):
     for view, index in ((0, 0), (1, 17), (0, 35)):
         image = pictures[view, index]
         got = stored[view + 2, index]  # epoch 2 shows view 0 again
-        assert {k: got[k] for k in ("label", "index", "key")} == {k: image[k] for k in ("label", "index", "key")}
+        assert {k: got[k] for k in ("label", "index", "key")} == {
+            k: image[k] for k in ("label", "index", "key")
+        }
         want = advance(backbone.image, image["image"][None], {}, "2").x[0]
         assert torch.allclose(got["x"], want, atol=1e-5)
     s = inputs_of({"x": torch.stack([stored[0, i]["x"] for i in range(3)])}, stored.frame)

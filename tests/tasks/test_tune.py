@@ -108,7 +108,9 @@ class Killed(Exception):
     """Stands for a kill in the middle of an epoch."""
 
 
-@pytest.mark.parametrize("options", [{"augment": "crop", "dropout": 0.1}, {"augment": "flip", "views": 2, "layers": "1..2"}])
+@pytest.mark.parametrize(
+    "options", [{"augment": "crop", "dropout": 0.1}, {"augment": "flip", "views": 2, "layers": "1..2"}]
+)
 def test_a_killed_run_resumes_to_the_same_bits(backbone, pictures, tmp_path, monkeypatch, options):
     options = {"epochs": 4, "lr": (0.01, 0.03), "length": 3, "checkpoint_every": 1, **options, **QUIET}
     whole = tune(backbone, str(pictures), "vpt-deep", out=str(tmp_path / "whole"), **options)
@@ -125,7 +127,9 @@ def test_a_killed_run_resumes_to_the_same_bits(backbone, pictures, tmp_path, mon
     assert not (tmp_path / "cut" / "prompts.safetensors").exists()
     monkeypatch.setattr(PromptTask, "training_step", step)
     steps = []
-    monkeypatch.setattr(PromptTask, "training_step", lambda self, b, i: (steps.append(self.global_step), step(self, b, i))[1])
+    monkeypatch.setattr(
+        PromptTask, "training_step", lambda self, b, i: (steps.append(self.global_step), step(self, b, i))[1]
+    )
     again = tune(backbone, str(pictures), "vpt-deep", out=str(tmp_path / "cut"), **options)
     assert steps[0] == 6
     assert torch.equal(rows_of(whole), rows_of(again))
@@ -135,7 +139,9 @@ def test_a_killed_run_resumes_to_the_same_bits(backbone, pictures, tmp_path, mon
 def test_a_stopped_run_of_another_configuration_is_refused(backbone, pictures, tmp_path, monkeypatch):
     step = PromptTask.training_step
     monkeypatch.setattr(
-        PromptTask, "training_step", lambda self, b, i: (_ for _ in ()).throw(Killed()) if self.global_step == 2 else step(self, b, i)
+        PromptTask,
+        "training_step",
+        lambda self, b, i: (_ for _ in ()).throw(Killed()) if self.global_step == 2 else step(self, b, i),
     )
     options = {"epochs": 2, "checkpoint_every": 1, "out": str(tmp_path), **QUIET}
     with pytest.raises(Killed):
@@ -147,7 +153,9 @@ def test_a_stopped_run_of_another_configuration_is_refused(backbone, pictures, t
 def test_a_checkpoint_holds_only_what_learned(backbone, pictures, tmp_path, monkeypatch):
     step = PromptTask.training_step
     monkeypatch.setattr(
-        PromptTask, "training_step", lambda self, b, i: (_ for _ in ()).throw(Killed()) if self.global_step == 2 else step(self, b, i)
+        PromptTask,
+        "training_step",
+        lambda self, b, i: (_ for _ in ()).throw(Killed()) if self.global_step == 2 else step(self, b, i),
     )
     with pytest.raises(Killed):
         tune(backbone, str(pictures), "vpt-deep", length=3, checkpoint_every=1, out=str(tmp_path), **QUIET)
@@ -157,7 +165,17 @@ def test_a_checkpoint_holds_only_what_learned(backbone, pictures, tmp_path, monk
 
 def test_nan_stops_and_keeps_the_last_good_prompts(backbone, pictures, tmp_path):
     with pytest.raises(Diverged, match=r"step \d+ .*learning rate 1e\+30.*Lower the learning rate"):
-        tune(backbone, str(pictures), "vpt-deep", lr=1e30, optimizer="sgd", warmup=0, epochs=4, out=str(tmp_path), **QUIET)
+        tune(
+            backbone,
+            str(pictures),
+            "vpt-deep",
+            lr=1e30,
+            optimizer="sgd",
+            warmup=0,
+            epochs=4,
+            out=str(tmp_path),
+            **QUIET,
+        )
     kept = PromptSet.load(tmp_path / "prompts.safetensors")
     assert all(t.isfinite().all() for t in kept.tensors().values())
     assert "not finite" in kept.about["train"]["stopped"]
@@ -177,7 +195,14 @@ def test_early_stop(backbone, pictures):
     assert "early stop" in tuned.protocol["selection"]
 
 
-@pytest.mark.parametrize("recipe", [{"optimizer": "sgd", "per_256": True, "schedule": "vpt"}, {"mixup": 0.3, "augment": "crop"}, {"smoothing": 0.1, "clip": 1.0}])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"optimizer": "sgd", "per_256": True, "schedule": "vpt"},
+        {"mixup": 0.3, "augment": "crop"},
+        {"smoothing": 0.1, "clip": 1.0},
+    ],
+)
 def test_recipes_run(backbone, pictures, recipe):
     tuned = tune(backbone, str(pictures), "vpt-shallow", epochs=2, lr=0.1, **recipe, **QUIET)
     assert rows_of(tuned).isfinite().all()
@@ -197,7 +222,7 @@ def test_unknown_options_and_sites_are_refused_before_data_are_read(backbone, tm
 
 def test_recipe_refuses_values_that_make_no_sense():
     for wrong in ({"epochs": 0}, {"lr": (-1.0,)}, {"smoothing": 1.0}):
-        with pytest.raises(ValueError, match="wanted|positive"):
+        with pytest.raises(ValueError, match=r"wanted|positive"):
             Recipe(**wrong)
 
 

@@ -51,7 +51,7 @@ def test_another_backbone_is_refused_with_both_values(tuned, backbone, tmp_path)
     path = tuned.save(tmp_path / "p.safetensors")
     with torch.no_grad():
         backbone.image.model.blocks[1].mlp.fc1.weight[0, 0] += 1
-    with pytest.raises(ValueError, match="fingerprint [0-9a-f]{16}.*has [0-9a-f]{16}"):
+    with pytest.raises(ValueError, match=r"fingerprint [0-9a-f]{16}.*has [0-9a-f]{16}"):
         vpt.load_prompts(path, backbone, device="cpu")
 
 

@@ -42,7 +42,7 @@ class Classify:
         return "map" if self.multilabel else "top1"
 
     def metrics(self) -> MetricCollection:
-        """top1, top5 (with more than 5 classes), mean accuracy a class, calibration error; map and f1 if multi-label."""
+        """top1, top5 (above 5 classes), mean accuracy a class, calibration error; map and f1 for several labels."""
         k = len(self.classes)
         if self.multilabel:
             return MetricCollection({"map": MultilabelAveragePrecision(k), "f1": MultilabelF1Score(k)})

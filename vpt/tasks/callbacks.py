@@ -1,9 +1,13 @@
-"""What happens beside the training steps: checkpoints that survive a kill, and the time of a step."""
+"""What happens beside the training steps: checkpoints that survive a kill, the time of a step, and quiet."""
 
 from __future__ import annotations
 
+import logging
 import os
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,7 +16,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
-__all__ = ["LastGood", "StepTime"]
+__all__ = ["LastGood", "StepTime", "quiet"]
 
 
 class LastGood(Checkpoint):
@@ -61,3 +65,27 @@ class StepTime(Callback):
     def median(self) -> float:
         """Median, the first two left out where there are more."""
         return median(self.ms[2:] or self.ms or [0.0])
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the notices of Lightning and torchdata that a user can do nothing about."""
+    names = ("lightning.pytorch", "lightning.fabric")
+    levels = {name: logging.getLogger(name).level for name in names}
+    with warnings.catch_warnings():
+        for text in (
+            "does not have many workers",
+            "smaller than the logging interval",
+            "set_vital",
+            "LeafSpec",
+            "in eval mode",
+        ):
+            warnings.filterwarnings("ignore", f".*{text}.*")
+        warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # out is meant to be gone on with
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)

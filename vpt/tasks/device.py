@@ -21,7 +21,9 @@ PRECISIONS = {"float32": "32-true", "bf16": "bf16-mixed"}
 def resolve_device(device: str) -> torch.device:
     """ "auto" is CUDA, then Apple's MPS, then the CPU. Raises ValueError for a device that is not there."""
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        device = (
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
     try:
         found = torch.device(device)
     except RuntimeError:

@@ -26,7 +26,9 @@ def build_method(name: str, towers: Mapping[str, Tower], options: Mapping[str, A
     given = {**METHODS[name].options, **(options or {})}
     takes = [p for p in known if p not in towers]
     if wrong := [k for k in given if k not in takes]:
-        raise ValueError(f"method {name} has no option {', '.join(wrong)}. It has {', '.join(takes) or 'none'}.")
+        raise ValueError(
+            f"method {name} has no option {', '.join(wrong)}. It has {', '.join(takes) or 'none'}."
+        )
     return make(**{p: towers[p] for p in known if p in towers}, **given)
 
 
@@ -47,11 +49,15 @@ class Learner(nn.Module):
     def __init__(self, method: Method, image: Tower, classes: int) -> None:
         super().__init__()
         self.method = method
-        self.towers = (method.learn(image).pooling(method.pool),)  # in a tuple: nn.Module registers modules only
+        self.towers = (
+            method.learn(image).pooling(method.pool),
+        )  # in a tuple: nn.Module registers modules only
         if self.tower.learns_from is not None:
             self.network = self.tower.model
         if method.output == "logits" and self.tower.logits is None:
-            raise ValueError(f"{type(method).__name__} needs a network with its own classifier; this one has none.")
+            raise ValueError(
+                f"{type(method).__name__} needs a network with its own classifier; this one has none."
+            )
         self.head = method.head(self.width(), classes)
 
     @property
@@ -91,7 +97,8 @@ class Learner(nn.Module):
 
     def groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Parameter groups: decay on rows and matrices; none on the head's bias, nor on vectors of a network."""
-        decay, free = [], []
+        decay: list[nn.Parameter] = []
+        free: list[nn.Parameter] = []
         for name, p in self.named_parameters():
             if p.requires_grad:
                 bare = name == "head.bias" or (name.startswith("network.") and p.ndim < 2)

@@ -47,14 +47,18 @@ def inputs_of(batch: dict[str, Any], frame: Stream | None) -> Tensor | Stream:
     return replace(frame, x=batch["x"]) if frame is not None and "x" in batch else batch["image"]
 
 
-def _room(shape: tuple[int, ...], dtype: torch.dtype, where: str, folder: Path | None, name: str) -> Tensor | None:
+def _room(
+    shape: tuple[int, ...], dtype: torch.dtype, where: str, folder: Path | None, name: str
+) -> Tensor | None:
     """An empty tensor in memory, or on a memory map in ``folder``; None when "auto" finds it too large."""
     size = int(np.prod(shape)) * dtype.itemsize
     if where == "disk":
         if folder is None:
             raise ValueError("store='disk' needs a folder: give out=DIR.")
         folder.mkdir(parents=True, exist_ok=True)
-        return torch.from_file(str(folder / f"{name}.static"), shared=True, size=int(np.prod(shape)), dtype=dtype).view(shape)
+        return torch.from_file(
+            str(folder / f"{name}.static"), shared=True, size=int(np.prod(shape)), dtype=dtype
+        ).view(shape)
     return torch.empty(shape, dtype=dtype) if where == "memory" or size <= MEMORY else None
 
 
@@ -95,5 +99,6 @@ def fill(
         x[view, start : start + len(batch)] = s.x.cpu()
         if view == 0:
             facts += [{k: b[k] for k in ("label", "index", "key")} for b in batch]
-    assert x is not None and frame is not None
+    assert x is not None
+    assert frame is not None
     return Stored(x, frame, facts)

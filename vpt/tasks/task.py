@@ -137,7 +137,12 @@ class PromptTask(L.LightningModule):
         length = x.shape[1] if x.ndim == 3 else x.shape[-1] * x.shape[-2] // (tower.patch[0] * tower.patch[1])
         heads = int(tower.traits.get("heads") or 1)
         return fastest_attention(
-            torch.bfloat16, x.device, batch=len(x), heads=heads, length=length, head_width=tower.width // heads
+            torch.bfloat16,
+            x.device,
+            batch=len(x),
+            heads=heads,
+            length=length,
+            head_width=tower.width // heads,
         )
 
     def training_step(self, batch: dict[str, Any], _: int) -> Tensor:
@@ -199,14 +204,19 @@ class PromptTask(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         scale = self.batch_size / 256 if self.recipe.per_256 else 1.0
-        groups = [g for k, lr in enumerate(self.lrs) for g in self.learner(k).groups(lr * scale, self.weight_decay)]
+        groups = [
+            g for k, lr in enumerate(self.lrs) for g in self.learner(k).groups(lr * scale, self.weight_decay)
+        ]
         if self.recipe.optimizer == "sgd":
             optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, momentum=0.9)
         else:
             optimizer = torch.optim.AdamW(groups)
         steps = math.ceil(self.epoch_batches / self.trainer.accumulate_grad_batches)
         factor = schedule(self.recipe.schedule, self.recipe.epochs, steps, self.recipe.warmup)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
+        }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = {

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
-import logging
 import sys
 import time
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -29,7 +26,7 @@ from vpt.methods import METHODS, method_class
 from vpt.methods.method import Method
 from vpt.objectives.classify import Classify
 from vpt.promptset import PromptSet, write_atomically
-from vpt.tasks.callbacks import LastGood, StepTime
+from vpt.tasks.callbacks import LastGood, StepTime, quiet
 from vpt.tasks.device import PeakMemory, autocast, resolve_device, resolve_precision
 from vpt.tasks.learner import Learner, build_method
 from vpt.tasks.store import Stored, fill
@@ -84,7 +81,9 @@ def tune(backbone: Backbone | str, data: ImageData | str, method: str = "vpt-dee
         lr = rooms["recipe"]["lr"]
         rooms["recipe"]["lr"] = (lr,) if isinstance(lr, (int, float)) else lr if lr == "search" else tuple(lr)
     module = ImageData(data, **rooms["data"]) if isinstance(data, str) else data
-    return fit(backbone, module, method, rooms["method"], Recipe(**rooms["recipe"]), Machine(**rooms["machine"]))
+    return fit(
+        backbone, module, method, rooms["method"], Recipe(**rooms["recipe"]), Machine(**rooms["machine"])
+    )
 
 
 def fit(
@@ -93,7 +92,7 @@ def fit(
     method: str,
     options: Mapping[str, Any] | None = None,
     recipe: Recipe = Recipe(),  # noqa: B008  frozen
-    machine: Machine = Machine(),  # noqa: B008  frozen
+    machine: Machine = Machine(),
 ) -> Tuned:
     """Train, choose among the recipe's learning rates on val, measure on test, and write the file.
 
@@ -118,7 +117,9 @@ class Run:
     ) -> None:
         self.backbone, self.data, self.method, self.options = backbone, data, method, options
         self.machine = machine
-        self.entry = METHODS[method] if method in METHODS else method_class(method)  # raises, listing the names
+        self.entry = (
+            METHODS[method] if method in METHODS else method_class(method)
+        )  # raises, listing the names
         self.recipe, self.lrs = recipe, _rates(recipe.lr, self.entry.lr)
         self.weight_decay = self.entry.weight_decay if recipe.weight_decay is None else recipe.weight_decay
         self.device = resolve_device(machine.device)
@@ -241,13 +242,17 @@ class Run:
                 counts[room] = counts.get(room, 0) + p.numel()
         told = ", ".join(f"{room} {n:,}" for room, n in counts.items()) or "nothing by gradient"
         frozen = sum(p.numel() for p in self.backbone.image.model.parameters())
-        self.console.print(f"{self.method} on {self.backbone.name} ({frozen / 1e6:.1f} M frozen) learns: {told}")
+        self.console.print(
+            f"{self.method} on {self.backbone.name} ({frozen / 1e6:.1f} M frozen) learns: {told}"
+        )
 
     def _store(self, learner: Learner, low: str, split: str) -> Stored | None:
         """The static part of one split, kept; None where it is not worth it."""
         views = self.data.fixed_views if split == "train" else 1
         pictures = self.data.pictures(split, augmented=split == "train")
-        wanted = self.recipe.store in ("memory", "disk") or (self.recipe.store == "auto" and self.recipe.epochs > views)
+        wanted = self.recipe.store in ("memory", "disk") or (
+            self.recipe.store == "auto" and self.recipe.epochs > views
+        )
         if not views or low == "input" or not wanted or not len(pictures):
             return None
         bar = partial(track, description=f"storing {split} below {low}", console=self.console, transient=True)
@@ -295,7 +300,7 @@ class Run:
             epoch_batches=len(loader),
             seed=self.data.seed,
             batches=self._batches,
-            frames=(stored and stored.frame, stored_val and stored_val.frame),
+            frames=(stored.frame if stored else None, stored_val.frame if stored_val else None),
         )
         try:
             with quiet():
@@ -317,7 +322,10 @@ class Run:
         loggers: list[Any] = []
         if self.out is not None:
             callbacks.append(LastGood(self.out / "checkpoints", self.machine.checkpoint_every))
-            loggers = [CSVLogger(self.out, "logs", version=""), TensorBoardLogger(self.out, "logs", version="")]
+            loggers = [
+                CSVLogger(self.out, "logs", version=""),
+                TensorBoardLogger(self.out, "logs", version=""),
+            ]
         if self.machine.progress:
             callbacks.append(RichProgressBar())
         if self.recipe.patience:
@@ -355,7 +363,9 @@ class Run:
         protocol = {
             **self.data.protocol(),
             "task": "classify",
-            "selection": "last epoch" if not self.recipe.patience else f"early stop, patience {self.recipe.patience}",
+            "selection": "last epoch"
+            if not self.recipe.patience
+            else f"early stop, patience {self.recipe.patience}",
             "lr_grid": list(self.lrs),
         }
         about = {
@@ -385,24 +395,6 @@ class Run:
                     for n, v in found.metrics.items()
                 ]
         return tuned
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the notices of Lightning and torchdata that a user can do nothing about."""
-    names = ("lightning.pytorch", "lightning.fabric")
-    levels = {name: logging.getLogger(name).level for name in names}
-    with warnings.catch_warnings():
-        for text in ("does not have many workers", "smaller than the logging interval", "set_vital", "LeafSpec", "in eval mode"):
-            warnings.filterwarnings("ignore", f".*{text}.*")
-        warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # out is meant to be gone on with
-        for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
 
 
 def _rates(asked: tuple[float, ...] | str, own: float) -> tuple[float, ...]:

@@ -83,7 +83,9 @@ class Tuned:
             image = build_method(method["name"], self.backbone.towers, method["options"]).learn(image)
             wrong = image.model.load_state_dict(self.prompts.weights, strict=False).unexpected_keys
             if wrong:
-                raise ValueError(f"these baseline weights do not fit {self.backbone.name}: it has no {wrong[0]}.")
+                raise ValueError(
+                    f"these baseline weights do not fit {self.backbone.name}: it has no {wrong[0]}."
+                )
         return image.pooling(about.get("pool", "own"))
 
     @cached_property
@@ -113,15 +115,21 @@ class Tuned:
         """The objective that the head was trained for."""
         return Classify(self.classes, multilabel=bool(self.prompts.about.get("multilabel")))
 
-    def predict(self, pictures: Picture | Sequence[Picture], *, batch_size: int = 32, top: int = 5) -> list[Prediction]:
+    def predict(
+        self, pictures: Picture | Sequence[Picture], *, batch_size: int = 32, top: int = 5
+    ) -> list[Prediction]:
         """Classes of picture files or PIL pictures, in their order. Raises UnreadableImage with the file's name."""
         given = [pictures] if isinstance(pictures, (str, os.PathLike, Image.Image)) else list(pictures)
         preprocess, found = self.backbone.preprocess, []
         for start in range(0, len(given), batch_size):
             part = given[start : start + batch_size]
-            scores = self.objective.scores(self.logits(torch.stack([preprocess(decode(p)) for p in part]))).cpu()
+            scores = self.objective.scores(
+                self.logits(torch.stack([preprocess(decode(p)) for p in part]))
+            ).cpu()
             best = scores.topk(min(top, scores.shape[1]), dim=1)
-            for picture, values, places in zip(part, best.values.tolist(), best.indices.tolist(), strict=True):
+            for picture, values, places in zip(
+                part, best.values.tolist(), best.indices.tolist(), strict=True
+            ):
                 named = {self.classes[i]: v for i, v in zip(places, values, strict=True)}
                 path = "" if isinstance(picture, Image.Image) else str(picture)
                 found.append(Prediction(path, self.classes[places[0]], values[0], named))
@@ -146,8 +154,9 @@ class Tuned:
         return self.prompts.save(path)
 
 
-
-def load_prompts(path: str | os.PathLike[str], backbone: Backbone | None = None, *, device: str = "auto") -> Tuned:
+def load_prompts(
+    path: str | os.PathLike[str], backbone: Backbone | None = None, *, device: str = "auto"
+) -> Tuned:
     """Bind a prompt file to its backbone, loaded by the name in the file where none is given.
 
     Raises BadPromptFile for a damaged file, ValueError for another backbone, with both values.

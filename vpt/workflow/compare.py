@@ -90,7 +90,12 @@ def compare(
             folder = out / c.name.replace(" ", "-") / f"seed{seed}"
             module = ImageData(**{**data, "seed": seed})
             tuned = fit(
-                backbone, module, c.method, c.options, replace(recipe, **c.recipe), replace(machine, out=str(folder))
+                backbone,
+                module,
+                c.method,
+                c.options,
+                replace(recipe, **c.recipe),
+                replace(machine, out=str(folder)),
             )
             result = _result(c, tuned, seed, folder, key)
             done.append(result)
@@ -146,7 +151,9 @@ def summarise(results: Sequence[Result], metric: str = "top1") -> list[Row]:
     """Rows in the order of the results. Raises ValueError when their protocols differ: such numbers are not ranked."""
     labels = {json.dumps(_label(r.protocol), sort_keys=True) for r in results}
     if len(labels) > 1:
-        raise ValueError(f"these results have {len(labels)} different protocols, so they are not ranked: {labels}.")
+        raise ValueError(
+            f"these results have {len(labels)} different protocols, so they are not ranked: {labels}."
+        )
     rows = []
     for name in dict.fromkeys(r.name for r in results):
         mine = [r for r in results if r.name == name]

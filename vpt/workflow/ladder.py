@@ -36,7 +36,12 @@ def draw(path: Path) -> None:
         axes.text(i, 0.95, stage, ha="center", va="center", family="monospace", fontsize=9.5, weight="bold")
         if i < len(STEPS):
             box = FancyBboxPatch(
-                (i + 0.17, 0.02), 0.66, 0.5, boxstyle="round,pad=0.02,rounding_size=0.08", fc="#eef1f5", ec="#94a3b8"
+                (i + 0.17, 0.02),
+                0.66,
+                0.5,
+                boxstyle="round,pad=0.02,rounding_size=0.08",
+                fc="#eef1f5",
+                ec="#94a3b8",
             )
             axes.add_patch(box)
             axes.text(i + 0.5, 0.27, STEPS[i], ha="center", va="center", fontsize=7.6, color="#334155")
@@ -47,12 +52,16 @@ def draw(path: Path) -> None:
         places = [STAGES.index(s) for s in stages]
         axes.plot([places[0], places[-1]], [y, y], color=colour, lw=1.2, alpha=0.5)
         for x in places:
-            axes.scatter([x - 0.1, x, x + 0.1], [y] * 3, s=34, color=colour, marker="s", zorder=3, edgecolors="white")
-        end = places[-1] + 0.3
-        side = {"x": end, "ha": "left"} if end < 6.5 else {"x": places[0] - 0.3, "ha": "right"}
-        if places[0] == 3 and end > 6.5:
-            side = {"x": 3.0, "ha": "left"}
-        axes.text(side["x"], y - (0.42 if side["x"] == 3.0 else 0), label, ha=side["ha"], va="center", fontsize=8.2, color=colour, bbox={"fc": "white", "ec": "none", "pad": 1})
+            axes.scatter(
+                [x - 0.1, x, x + 0.1], [y] * 3, s=34, color=colour, marker="s", zorder=3, edgecolors="white"
+            )
+        x, at, side = 3.0, y - 0.42, "left"
+        if places[-1] < 4:
+            x, at, side = places[-1] + 0.3, float(y), "left"
+        elif places[0] > 3:
+            x, at, side = places[0] - 0.3, float(y), "right"
+        plain = {"fc": "white", "ec": "none", "pad": 1}
+        axes.text(x, at, label, ha=side, va="center", fontsize=8.2, color=colour, bbox=plain)
     figure.savefig(path, bbox_inches="tight", facecolor="white")
     plt.close(figure)
 
