@@ -158,8 +158,15 @@ def _bf16_speed() -> float:
     def product(x: Tensor, w: Tensor) -> Callable[[], object]:
         return lambda: F.linear(x, w)
 
-    with torch.inference_mode(), _no_autocast("cpu"):
-        full, half = _seconds([product(x, w), product(x.bfloat16(), w.bfloat16())], "cpu", repeats=6)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(
+        1
+    )  # on a busy machine several threads would measure how long they wait for each other
+    try:
+        with torch.inference_mode(), _no_autocast("cpu"):
+            full, half = _seconds([product(x, w), product(x.bfloat16(), w.bfloat16())], "cpu", repeats=8)
+    finally:
+        torch.set_num_threads(threads)
     return full / half
 
 
