@@ -9,7 +9,8 @@ import copy
 from dataclasses import replace
 from typing import Any, Literal
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from vpt.methods.baselines.weights import lowest_stage
 from vpt.methods.method import Method
@@ -27,8 +28,8 @@ PROJECTIONS = {
 class LoRA(Method):
     """No rows; :meth:`learn` makes the copy that learns.
 
-    rank: of each update.  alpha: the update is scaled by alpha / rank.  dropout: on its input, while
-        training.
+    rank: of each update.  alpha: the update is scaled by alpha / rank.
+    dropout: on the update's input, while training.
     targets: the projections to queries, keys and values, the one behind the attention, or both.
     Raises ValueError, before data are read, for networks without such layers.
     """
@@ -45,29 +46,34 @@ class LoRA(Method):
         super().__init__()
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
         self.targets = _targets(image.model, PROJECTIONS[targets])
-        self._dropouts: list[nn.Module] = []  # a list, so that they stay modules of the copy alone
 
     def learn(self, image: Tower) -> Tower:
         from peft import LoraConfig, inject_adapter_in_model  # seconds to import
 
         if image.reopen is None:
             raise ValueError(f"the {image.name!r} tower cannot be opened again on a copy of its model.")
-        config = LoraConfig(
-            r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=self.targets
-        )
+        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=self.targets)
         model = inject_adapter_in_model(config, copy.deepcopy(image.model))
+        for target in self.targets if self.dropout else ():
+            layer: Any = model.get_submodule(target)
+            layer.lora_dropout["default"] = _Dropout(self.dropout, self)
         twin = image.reopen(model)
         for name, p in model.named_parameters():
             p.requires_grad_("lora_" in name)
-        self._dropouts = [m for n, m in model.named_modules() if "lora_dropout." in n]
         return replace(twin, learns_from=lowest_stage(image, self.targets))
 
-    def train(self, mode: bool = True) -> LoRA:
-        """The copy stays in evaluation mode, as frozen networks do; only the adapters' dropout follows."""
-        super().train(mode)
-        for module in self._dropouts:
-            module.train(mode)
-        return self
+
+class _Dropout(nn.Module):
+    """Dropout that is on while the method trains: the copy itself stays in evaluation mode, as networks here
+    do."""
+
+    def __init__(self, p: float, method: nn.Module) -> None:
+        super().__init__()
+        self.p = p
+        self.owner = (method,)  # in a tuple: nn.Module registers modules only
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.p, self.owner[0].training)
 
 
 def _targets(model: nn.Module, projections: tuple[str, ...]) -> list[str]:
