@@ -55,13 +55,13 @@ def draw(path: Path) -> None:
             axes.scatter(
                 [x - 0.1, x, x + 0.1], [y] * 3, s=34, color=colour, marker="s", zorder=3, edgecolors="white"
             )
-        x, at, side = 3.0, y - 0.42, "left"
+        start, at, side = 3.0, y - 0.42, "left"
         if places[-1] < 4:
-            x, at, side = places[-1] + 0.3, float(y), "left"
+            start, at, side = places[-1] + 0.3, float(y), "left"
         elif places[0] > 3:
-            x, at, side = places[0] - 0.3, float(y), "right"
+            start, at, side = places[0] - 0.3, float(y), "right"
         plain = {"fc": "white", "ec": "none", "pad": 1}
-        axes.text(x, at, label, ha=side, va="center", fontsize=8.2, color=colour, bbox=plain)
+        axes.text(start, at, label, ha=side, va="center", fontsize=8.2, color=colour, bbox=plain)
     figure.savefig(path, bbox_inches="tight", facecolor="white")
     plt.close(figure)
 
