@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-import vpt
 from vpt.bench.measure import Key, Work, check_json, in_turns, machine, row, show, write
 from vpt.prompt import Site
 from vpt.promptset import PromptSet
@@ -75,7 +74,7 @@ def bench_cli(*, repeats: int = 5, json: str | None = None) -> dict[str, Any]:
     check_json(json)
     if repeats < 1:
         raise ValueError(f"repeats={repeats}: at least 1 turn is needed.")
-    home = str(Path(vpt.__file__).parents[1])  # the children import the package that runs here
+    home = str(Path(__file__).parents[2])  # the children import the package that runs here
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))}
     with tempfile.TemporaryDirectory() as folder:
         commands = _commands(_prompt_file(folder))
