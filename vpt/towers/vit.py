@@ -67,7 +67,7 @@ def _tower(m: Any, name: str, front: tuple[str, ...], steps: Iterable[Step], **m
         prefix=m.num_prefix_tokens,
         reads=_reads(m),
         grows="placed",
-        logits=lambda s: m.forward_head(s.own()),
+        logits=(lambda s: m.forward_head(s.own())) if m.num_classes else None,
         canonical=lambda: _canonical(m),
         traits={
             "class": type(m).__name__,
@@ -171,9 +171,17 @@ def _extend_rope(s: Stream, at: int, n: int, *, prefix: int) -> Stream:
 
 
 def open_closed(m: Any, name: str = "image") -> Tower:
-    """A network that is no open sequence: its pixels can be written, its features read, nothing else."""
+    """A network that is no open sequence: its pixels can be written, its features read, nothing else.
+
+    Raises ValueError for networks that timm has as parts of others, without pooled features.
+    """
     m.requires_grad_(False).eval()
     kind = type(m).__name__
+    if not (hasattr(m, "get_classifier") and hasattr(m, "forward_head")):
+        raise ValueError(
+            f"{kind} gives no pooled features (it is the encoder of a larger model), so nothing can be learned "
+            "on it. Choose a network with a classifier, such as its sibling without '_enc' in the name."
+        )
     why = REASONS.get(
         kind, "it is no plain sequence of transformer blocks (convolutions, windows or stages)."
     )
@@ -184,7 +192,7 @@ def open_closed(m: Any, name: str = "image") -> Tower:
         (_then(m.forward_features), lambda s: replace(s, x=m.forward_head(s.x, pre_logits=True))),
         width=int(m.num_features),
         out=int(getattr(m, "head_hidden_size", None) or m.num_features),
-        logits=lambda s: m.forward_head(s.x),
+        logits=(lambda s: m.forward_head(s.x)) if m.num_classes else None,
         reopen=partial(open_closed, name=name),
         canonical=lambda: _canonical(m),
         traits={"class": kind},
