@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from vpt.methods.vpt import VPT
 from vpt.prompt import Context, Site
 from vpt.promptset import PromptSet
 from vpt.tower import Tower
-from vpt.towers.vit import tiny
+from vpt.towers.vit import open_timm, tiny
 
 FIRST, DEEP = torch.randn(1, 4, 32), torch.randn(2, 4, 32)
 
@@ -171,3 +172,10 @@ def test_what_does_not_fit_is_refused_with_both_values(
     torch.save(saved, tmp_path / "a.pth")
     with pytest.raises(ValueError, match=message):
         import_prompts(tmp_path / "a.pth", method, backbone, **options)
+
+
+def test_a_closed_tower_is_refused_with_the_reason(tmp_path: Path) -> None:
+    closed = open_timm(timm.create_model("test_resnet", pretrained=False))
+    torch.save(state(), tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="closed tower"):
+        import_prompts(tmp_path / "a.pth", "vpt-deep", Backbone(closed, {}))
