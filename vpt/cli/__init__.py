@@ -24,6 +24,7 @@ COMMANDS = {
     "bench": ("vpt.cli.bench", "measure what the savings are worth on this machine"),
     "demo": ("vpt.cli.demo", "adapt the starter to digits and emoji, offline, and write a page of results"),
 }
+CLOSED = 141  # what a shell calls a program that SIGPIPE (13) stopped: 128 + 13
 
 
 def _help() -> str:
@@ -34,7 +35,8 @@ def _help() -> str:
         "",
         *(f"  {name:<10}{what}" for name, (_, what) in COMMANDS.items()),
         "",
-        "  vpt fit --data photos/ --model timm/vit_small_patch16_224.augreg_in21k --method vpt-deep --out runs/photos",
+        "  vpt fit --data photos/ --method vpt-deep --out runs/photos",
+        "  vpt fit --data photos/ --model timm/vit_small_patch16_224.augreg_in21k --lr search --out runs/vit",
         "  vpt predict runs/photos/prompts.safetensors picture.jpg",
     ]
     return "\n".join(lines)
@@ -43,23 +45,40 @@ def _help() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit status is 0, 1 when a run failed, 2 for what the user can mend."""
     argv = sys.argv[1:] if argv is None else argv
+    try:
+        status = _run(argv)
+        sys.stdout.flush()  # else a reader that is gone is noticed when nothing can be done any more
+        return status
+    except BrokenPipeError:
+        # `vpt methods | head` has read enough; what is left in the buffer must not be tried again at exit
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  lives as long as the process
+        return CLOSED
+
+
+def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_help())
         return 0
-    if argv[0] == "--version":
+    command = argv[0]
+    if command == "--version":
         print(f"visual-prompt-tuning {version('visual-prompt-tuning')}")
         return 0
-    if argv[0] not in COMMANDS:
-        print(f"vpt: no command {argv[0]!r}. There are {', '.join(COMMANDS)}.", file=sys.stderr)
+    if command not in COMMANDS:
+        print(f"vpt: no command {command!r}. There are {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
     try:
-        import_module(COMMANDS[argv[0]][0]).run(argv[0], argv[1:])
+        import_module(COMMANDS[command][0]).run(command, argv[1:])
+    except SystemExit as stopped:  # argparse, after --help (0) or a message of its own (2)
+        return stopped.code if isinstance(stopped.code, int) else 0
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, ImportError) as error:
         return _say(error, 2)
     except RuntimeError as error:
         return _say(error, 1)
     except KeyboardInterrupt:
-        print("\nvpt: stopped. The same command goes on from the last checkpoint.", file=sys.stderr)
+        more = " The same command goes on from the last checkpoint." if command in ("fit", "compare") else ""
+        print(f"\nvpt: stopped.{more}", file=sys.stderr)
         return 130
     return 0
 

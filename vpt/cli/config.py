@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from vpt.cli.help import describe
 from vpt.methods import METHODS, method_class
 
-__all__ = ["Parsed", "parse"]
+__all__ = ["MAIN", "checked", "explained", "parse", "rates", "read_yaml", "sections"]
 
 # What is typed most, by its short name.
 SHORT = {
@@ -21,109 +24,181 @@ SHORT = {
     "method": "method.name",
     "task": "task.objective",
     "out": "trainer.out",
-    **{k: f"trainer.{k}" for k in ("device", "precision", "resume", "progress")},
-    **{k: f"data.{k}" for k in ("shots", "seed", "batch_size", "augment", "views", "workers", "val", "test", "root")},
-    **{k: f"task.{k}" for k in ("epochs", "lr", "weight_decay", "optimizer", "schedule", "warmup", "store")},
     "weights": "model.weights",
     "size": "model.size",
+    **{k: f"trainer.{k}" for k in ("device", "precision", "resume", "progress")},
+    **{k: f"data.{k}" for k in ("shots", "seed", "batch_size", "augment", "views", "workers")},
+    **{k: f"data.{k}" for k in ("val", "test", "root")},
+    **{k: f"task.{k}" for k in ("epochs", "lr", "weight_decay", "optimizer", "schedule", "warmup", "store")},
 }
 MAIN = {"data": "path", "model": "name", "method": "name", "task": "objective"}  # what a plain string means
-
-
-class Parsed(Namespace):
-    """task, model, method, data and trainer as namespaces."""
-
-
-def _expand(argv: Iterable[str]) -> list[str]:
-    """Short names to full ones; a YAML file to its text with plain strings spelled out."""
-    out: list[str] = []
-    words = iter(argv)
-    for word in words:
-        if not word.startswith("--"):
-            out.append(word)
-            continue
-        name, equals, value = word[2:].partition("=")
-        name = name.replace("-", "_")
-        name = SHORT.get(name, name)
-        if name in ("help", "print_config"):
-            out.append(word)
-            continue
-        if not equals:
-            value = next(words, None)  # type: ignore[assignment]
-            if value is None:
-                raise ValueError(f"{word} needs a value.")
-        if name == "config":
-            value = json.dumps(_spelled_out(value))
-        if name == "task.lr":
-            value = json.dumps(_rates(value))
-        out += [f"--{name}={value}"]
-    return out
-
-
-def _spelled_out(path: str) -> dict[str, Any]:
-    """A YAML file's content, ``data: photos/`` written as ``data: {path: photos/}``."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no config file {path!r}.")
-    try:
-        content = yaml.safe_load(Path(path).read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from None
-    if not isinstance(content, dict) or not content.keys() <= {*MAIN, "trainer"}:
-        raise ValueError(f"{path} should hold the keys task, model, method, data and trainer, nothing else.")
-    for key, main in MAIN.items():
-        if isinstance(content.get(key), (str, int)):
-            content[key] = {main: str(content[key])}
-    task = content.get("task") or {}
-    if "lr" in task:
-        task["lr"] = _rates(task["lr"])
-    return content
-
-
-def _rates(value: Any) -> Any:
-    """ "search", "0.1,0.3", 0.1 or a list -> a list, or "search"."""
-    if isinstance(value, str):
-        return value if value == "search" else [float(v) for v in value.strip("[]").split(",") if v.strip()]
-    return [value] if isinstance(value, (int, float)) else value
-
-
-def _chosen_method(argv: list[str]) -> str:
-    """The method decides which options there are, so it is looked up before the parser is built."""
-    name = "vpt-deep"
-    for word in argv:
-        if word.startswith("--config="):
-            name = (json.loads(word[9:]).get("method") or {}).get("name", name)
-        if word.startswith("--method.name="):
-            name = word.partition("=")[2]
-    return name
+DEFAULT_METHOD = "vpt-deep"
+OPEN = "trainer.trainer."  # what follows is Lightning's
 
 
 def parse(command: str, argv: list[str]) -> Namespace:
-    """Read a command line of ``fit``; raises ValueError for what cannot be used."""
+    """A command line of ``fit`` as a namespace of task, model, method, data, trainer; options win over YAML.
+
+    Raises ValueError or FileNotFoundError for what cannot be used. ``--help`` and ``--print_config`` print
+    and exit, as argparse does.
+    """
+    files, options, asked = _read(argv)
+    name = DEFAULT_METHOD
+    for _, content in files:
+        name = (content.get("method") or {}).get("name", name)
+    name = dict(options).get("method.name", name)
+    parser = _parser(command, name, bool({"-h", "--help"} & set(asked)))
+    for path, content in files:
+        _refuse_unknown(parser, _flat(content), name, path)
+    _refuse_unknown(parser, [key for key, _ in options], name, None)
+    words = [f"--config={json.dumps(content)}" for _, content in files]
+    return _parsed(parser, words + [f"--{key}={value}" for key, value in options] + asked)
+
+
+def checked(command: str, content: Mapping[str, Any], where: str) -> Namespace:
+    """The same for nested mappings with the same keys; where: what messages call them."""
+    name = (content.get("method") or {}).get("name", DEFAULT_METHOD)
+    parser = _parser(command, name)
+    _refuse_unknown(parser, _flat(content), name, where)
+    return _parsed(parser, [f"--config={json.dumps(content)}"])
+
+
+def _read(argv: Sequence[str]) -> tuple[list[tuple[str, dict[str, Any]]], list[tuple[str, str]], list[str]]:
+    """YAML files with their content, options with full names, and what asks for help."""
+    files, options, asked = [], [], []
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
+        if word in ("-h", "--help", "--print_config"):
+            asked.append(word)
+            continue
+        if not word.startswith("--"):
+            raise ValueError(f"{word!r} stands alone. Options have names: --data {word}, say.")
+        if not equals:
+            value = next(words, "--")
+            if value.startswith("--"):
+                raise ValueError(f"{word} needs a value.")
+        if name == "config":
+            files.append((value, sections(value)))
+            continue
+        name = SHORT.get(name, name)
+        options.append((name, json.dumps(rates(value)).strip('"') if name == "task.lr" else value))
+    return files, options, asked
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """The mapping in a YAML file; raises FileNotFoundError, or ValueError for what is none."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no config file {path!r}.")
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} should hold keys with values, such as data: photos/.")
+    return content
+
+
+def sections(path: str) -> dict[str, Any]:
+    """A YAML file's sections, ``data: photos/`` written as ``data: {path: photos/}``."""
+    content = read_yaml(path)
+    if wrong := content.keys() - {*MAIN, "trainer"}:
+        raise ValueError(
+            f"{path} has the key {', '.join(sorted(map(str, wrong)))}. There are task, model, method, data "
+            "and trainer; what is in them is listed by vpt fit --help."
+        )
+    content = {k: {MAIN[k]: v} if isinstance(v, str) and k in MAIN else v or {} for k, v in content.items()}
+    for key, section in content.items():
+        if not isinstance(section, dict):
+            raise ValueError(f"{path}: {key} should hold keys with values, got {section!r}.")
+    if "lr" in content.get("task", {}):
+        content["task"]["lr"] = rates(content["task"]["lr"])
+    return content
+
+
+def rates(value: Any) -> list[float] | str:
+    """Learning rates as typed: "search", "0.1,0.3", 0.1 or a list."""
+    if value == "search":
+        return "search"
+    if isinstance(value, str):
+        given: Any = [v for v in value.strip("[]").split(",") if v.strip()]
+    else:
+        given = value if isinstance(value, (list, tuple)) else [value]
+    try:
+        return [float(v) for v in given]
+    except (TypeError, ValueError):
+        raise ValueError(f"lr is {value!r}, wanted numbers such as 0.1 or 0.1,0.3, or search.") from None
+
+
+def _flat(content: Mapping[str, Any]) -> list[str]:
+    return [f"{section}.{key}" for section, inside in content.items() for key in inside]
+
+
+def _parser(command: str, method: str, help_asked: bool = False) -> ArgumentParser:
+    """The method decides which options there are. Raises ValueError for one that is none."""
     from vpt.data.module import ImageData
     from vpt.tasks.task import Recipe
     from vpt.tasks.tune import Machine
 
-    words = _expand(argv)
-    name = _chosen_method(words)
-    short = ", ".join(f"--{k.replace('_', '-')}" for k in SHORT)
+    made = {"method": method_class(method), "data": ImageData, "task": Recipe, "trainer": Machine}
     parser = ArgumentParser(
         prog=f"vpt {command}",
-        description=f"Train {name} (choose with --method) on labelled pictures. Short names: {short}.",
+        usage=f"vpt {command} --data PICTURES [--method NAME] [--model NAME] [--out FOLDER] [options]",
+        description=f"Train {method} (another with --method NAME; its options are then listed here) on labelled "
+        "pictures, and measure it.",
         exit_on_error=False,
     )
-    parser.add_argument("--config", action="config", help="a YAML file with the keys below; options win over it")
+    parser.add_argument(
+        "--config", action="config", help="a YAML file of the keys below; options win over it"
+    )
     parser.add_argument("--model.name", default="starter/vit-mini", help="timm/NAME[.TAG] or starter/NAME")
     parser.add_argument("--model.pretrained", type=bool, default=True)
     parser.add_argument("--model.weights", type=str | None, default=None, help="a local checkpoint")
     parser.add_argument("--model.size", type=int | None, default=None, help="another picture size, in pixels")
-    parser.add_argument("--method.name", default=name, choices=list(METHODS))
-    options = METHODS[name].options if name in METHODS else {}
-    method_class(name)  # raises, listing the names
-    parser.add_class_arguments(method_class(name), "method", skip={"image"} | set(options), as_group=True)
-    parser.add_class_arguments(ImageData, "data", as_group=True)
-    parser.add_class_arguments(Recipe, "task", as_group=True)
-    parser.add_class_arguments(Machine, "trainer", as_group=True)
+    parser.add_argument("--method.name", default=method, choices=list(METHODS))
+    for section, thing in made.items():
+        parser.add_class_arguments(
+            thing, section, skip={"image"} if section == "method" else None, as_group=True
+        )
+    parser.set_defaults({f"method.{k}": v for k, v in METHODS[method].options.items()})
+    if help_asked:
+        describe(parser, made, SHORT)
+    return parser
+
+
+def _refuse_unknown(parser: ArgumentParser, keys: Iterable[str], method: str, where: str | None) -> None:
+    """where: the file that holds the keys; None for the command line."""
+    known = list(parser.get_defaults(skip_validation=True).keys())
+    for key in keys:
+        if key in known or key.startswith(OPEN):
+            continue
+        told = f"{where}: there is no key {key}." if where else f"there is no option --{key}."
+        section, _, option = key.rpartition(".")
+        if section == "method":
+            own = [k.removeprefix("method.") for k in known if k.startswith("method.") and k != "method.name"]
+            raise ValueError(f"{told} The method {method} has {', '.join(own) or 'no options'}.")
+        near = [k for k in known if k.rpartition(".")[2] == option]
+        near = near or difflib.get_close_matches(key, known if where else [*SHORT, *known], 2)
+        told += f" Did you mean {' or '.join(k if where else f'--{k}' for k in near)}?" if near else ""
+        raise ValueError(f"{told} vpt fit --help lists what there is.")
+
+
+def _parsed(parser: ArgumentParser, words: list[str]) -> Namespace:
     try:
         return parser.parse_args(words)
-    except Exception as error:  # jsonargparse's ArgumentError: its message is for the user
-        raise ValueError(f"{error}\nvpt {command} --help lists the options.") from None
+    except Exception as error:  # jsonargparse's ArgumentError, in several lines of Python types
+        raise ValueError(f"{explained(str(error))} vpt fit --help lists the options.") from None
+
+
+def explained(text: str) -> str:
+    """What jsonargparse found wrong, in a sentence."""
+    if "required: data.path" in text:
+        return "which pictures? Give --data: a folder, a manifest, shards, torchvision:NAME, digits or emoji."
+    key, got = re.search(r'Parser key "([\w.]+)"', text), re.search(r"(?:Given|Got) value: (.*)", text)
+    wanted = re.findall(r"Expected an? (.+?)(?:\. Got value.*)?$", text, re.MULTILINE)
+    if not (key and got and wanted):
+        return f"{text}."
+    names = [re.sub(r"<class '(.*)'>|typing\.Literal\[(.*)\]", r"\1\2", w) for w in wanted]
+    names = ["null" if n == "NoneType" else n.replace("'", "") for n in names]
+    return f"{key[1]} is {got[1]}, wanted {' or '.join(names)}."

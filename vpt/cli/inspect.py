@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from vpt.header import Header, read_header
 
 __all__ = ["run"]
+
+SHOWN = 8  # class names
 
 
 def run(command: str, argv: list[str]) -> None:
@@ -26,29 +29,39 @@ def run(command: str, argv: list[str]) -> None:
 
 
 def _lines(header: Header) -> list[str]:
+    """The label in lines. What a file of another make does not say, or says in another form, is left out."""
     about = header.about
-    backbone, method = about.get("backbone") or {}, about.get("method") or {}
+    backbone, method, created = (_mapping(about.get(key)) for key in ("backbone", "method", "created"))
+    prints = _mapping(backbone.get("fingerprints"))
     lines = [
         f"{header.path}: {about.get('kind', 'prompt set')}, {header.bytes / 1e3:.1f} kB, "
         f"{header.parameters:,} numbers",
-        f"  method     {method.get('name')} {_options(method.get('options'))}",
-        f"  backbone   {backbone.get('name')} {_options(backbone.get('fingerprints'))}",
+        f"  method     {method.get('name', 'not said')} {_options(_mapping(method.get('options')))}",
+        f"  backbone   {backbone.get('name', 'not said')} {_options(prints)}",
     ]
-    classes = about.get("classes") or []
+    classes = [str(name) for name in about.get("classes") or []]
     if classes:
-        more = f" and {len(classes) - 8} more" if len(classes) > 8 else ""
-        lines.append(f"  classes    {len(classes)}: {', '.join(classes[:8])}{more}")
+        more = f" and {len(classes) - SHOWN} more" if len(classes) > SHOWN else ""
+        lines.append(f"  classes    {len(classes)}: {', '.join(classes[:SHOWN])}{more}")
     for site in about.get("sites") or []:
         name = f"{site['tower']}/{site['stage']}/{site['slot']}"
         lines.append(f"  rows       {name:<22}{site['n']} x {site['width']}")
-    for m in about.get("metrics") or []:
-        lines.append(f"  {m['split']:<11}{m['name']} {m['value']:.4f} ({m['count']:,} pictures, seed {m['seed']})")
-    protocol = about.get("protocol") or {}
-    lines.append(f"  protocol   {_options({k: v for k, v in protocol.items() if not isinstance(v, (dict, list))})}")
-    created = about.get("created") or {}
-    lines.append(f"  made       {created.get('date')} by vpt {created.get('vpt')}")
-    return lines
+    metrics = about.get("metrics")
+    for m in map(_mapping, metrics if isinstance(metrics, list) else []):
+        value, of = m.get("value"), f"{m.get('count')} pictures, seed {m.get('seed')}"
+        number = f"{value:.4f}" if isinstance(value, float) else value
+        lines.append(f"  {m.get('split')!s:<11}{m.get('name')} {number} ({of})")
+    protocol = {k: v for k, v in _mapping(about.get("protocol")).items() if not isinstance(v, (dict, list))}
+    lines.append(f"  protocol   {_options(protocol) or 'not said'}")
+    if created:
+        lines.append(f"  made       {created.get('date')} by vpt {created.get('vpt')}")
+    # class names that come from file names of another encoding hold lone surrogates, which no terminal takes
+    return [line.encode("utf-8", "backslashreplace").decode() for line in lines]
 
 
-def _options(options: Any) -> str:
-    return ", ".join(f"{k}={v}" for k, v in (options or {}).items())
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k}={v}" for k, v in options.items())

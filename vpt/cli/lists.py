@@ -14,7 +14,7 @@ def run(command: str, argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog=f"vpt {command}")
     if command == "models":
         parser.add_argument("pattern", nargs="?", default="", help="of timm's names, such as '*dinov2*'")
-        parser.add_argument("--all", action="store_true", help="every architecture, not just those with weights")
+        parser.add_argument("--all", action="store_true", help="every architecture, with weights or without")
     args = parser.parse_args(argv)
     if command == "methods":
         for name, entry in METHODS.items():
@@ -22,11 +22,12 @@ def run(command: str, argv: list[str]) -> None:
             paper = f"arXiv {entry.paper}" if entry.paper else ""
             print(f"{name:<14}{kind:<20}{paper:<18}{entry.summary}")
         return
-    print("starter/vit-mini    comes with this package, 96 px, 3.4 M parameters, no network needed")
     import timm
 
     names = timm.list_models(args.pattern, pretrained=not args.all)
-    for name in names:
-        print(f"timm/{name}")
     if not names:
         raise ValueError(f"timm has no model like {args.pattern!r}. Try --all, or a pattern such as '*vit*'.")
+    if not args.pattern:
+        print("starter/vit-mini    comes with this package, 96 px, 3.4 M parameters, no network needed")
+    for name in names:
+        print(f"timm/{name}")

@@ -6,8 +6,11 @@ import argparse
 import csv
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from vpt.header import Header, read_header
 
 __all__ = ["run"]
 
@@ -20,62 +23,83 @@ def run(command: str, argv: list[str]) -> None:
         _measure(command, argv)
 
 
-def _predict(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="vpt predict", description="Name the classes of pictures.")
+def _parser(command: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"vpt {command}", description=description)
     parser.add_argument("prompts", help="a file that vpt fit wrote")
-    parser.add_argument("pictures", nargs="+", help="picture files, or folders of them")
     parser.add_argument("--model", help="backbone, where it is not the one that the file names")
     parser.add_argument("--weights", help="local checkpoint of the backbone")
-    parser.add_argument("--top", type=int, default=1, help="classes a picture")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=_positive)
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return int(text)
+
+
+def _predict(argv: list[str]) -> None:
+    parser = _parser("predict", "Name the classes of pictures.")
+    parser.add_argument("pictures", nargs="+", help="picture files, or folders of them")
+    parser.add_argument("--top", type=_positive, default=1, help="classes a picture")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true")
     form.add_argument("--csv", action="store_true")
     args = parser.parse_args(argv)
+    header = read_header(args.prompts)  # refused before torch is loaded
     files = _pictures(args.pictures)
 
     from vpt.data.images import UnreadableImage, decode
 
-    tuned = _load(args)
-    good, bad = [], []
-    for file in files:
-        try:
-            good.append((file, decode(file)))
-        except UnreadableImage as error:
-            bad.append(str(error))
-    found = []
-    for start in range(0, len(good), args.batch_size):
-        part = good[start : start + args.batch_size]
-        predictions = tuned.predict([image for _, image in part], top=args.top)
-        found += [p._replace(picture=str(file)) for (file, _), p in zip(part, predictions, strict=True)]
+    tuned = _load(args, header)
+    found: list[Any] = []
+    bad: list[str] = []
+    size = args.batch_size or 32
+    for start in range(0, len(files), size):
+        good = []
+        for file in files[start : start + size]:
+            try:
+                good.append((str(file), decode(file)))
+            except UnreadableImage as error:
+                bad.append(str(error))
+        predictions = tuned.predict([picture for _, picture in good], batch_size=size, top=args.top)
+        found += [p._replace(picture=name) for (name, _), p in zip(good, predictions, strict=True)]
     if args.json:
-        print(json.dumps([p._asdict() for p in found], indent=1, ensure_ascii=False))
+        print(json.dumps([p._asdict() for p in found], indent=1))
     elif args.csv:
-        writer = csv.writer(sys.stdout)
+        writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(["picture", "class", "probability"])
         writer.writerows((p.picture, name, f"{v:.6f}") for p in found for name, v in p.scores.items())
     else:
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table("picture", "class", "probability")
-        for p in found:
-            for i, (name, v) in enumerate(p.scores.items()):
-                table.add_row(p.picture if i == 0 else "", name, f"{v:.3f}")
-        Console().print(table)
+        _print_predictions(found)
     if bad:
         raise ValueError(f"{len(bad)} of {len(files)} pictures could not be read:\n  " + "\n  ".join(bad))
 
 
+def _print_predictions(found: Sequence[Any]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("picture", overflow="fold")  # a path is of use whole only
+    table.add_column("class")
+    table.add_column("probability")
+    for p in found:
+        for i, (name, value) in enumerate(p.scores.items()):
+            table.add_row(escape(p.picture) if i == 0 else "", escape(name), f"{value:.3f}")
+    Console().print(table)
+
+
 def _pictures(given: list[str]) -> list[Path]:
     """Files as given; of folders, every picture below them, sorted."""
-    from vpt.data.item import SUFFIXES
+    from vpt.data.item import is_picture
 
     files: list[Path] = []
     for name in map(Path, given):
         if name.is_dir():
-            inside = sorted(p for p in name.rglob("*") if p.suffix.lower() in SUFFIXES)
+            inside = sorted(p for p in name.rglob("*") if is_picture(p))
             if not inside:
                 raise ValueError(f"the folder {str(name)!r} holds no pictures.")
             files += inside
@@ -86,29 +110,34 @@ def _pictures(given: list[str]) -> list[Path]:
     return files
 
 
-def _load(args: argparse.Namespace) -> Any:
+def _load(args: argparse.Namespace, header: Header) -> Any:
+    """The prompt file on its backbone: the one it names, unless options say where else it is."""
     from vpt.tasks.tuned import load_prompts
     from vpt.towers.load import load
 
-    backbone = load(args.model, weights=args.weights) if args.model else None
-    if args.weights and not args.model:
-        raise ValueError("--weights needs --model, the architecture of the checkpoint.")
+    backbone = None
+    if args.model or args.weights:
+        made = header.about.get("backbone") or {}
+        name = args.model or made.get("name")
+        if not name:
+            raise ValueError(
+                f"{args.prompts} names no backbone. Give --model, the architecture of --weights."
+            )
+        backbone = load(name, weights=args.weights, size=made.get("size"))
     return load_prompts(args.prompts, backbone, device=args.device)
 
 
 def _measure(command: str, argv: list[str]) -> None:
     split = {"validate": "val", "test": "test"}[command]
-    parser = argparse.ArgumentParser(prog=f"vpt {command}", description=f"Measure a prompt file on the {split} split.")
-    parser.add_argument("prompts")
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--seed", type=int, default=1, help="of the split, where the data have none of their own")
+    parser = _parser(command, f"Measure a prompt file on the {split} split.")
+    parser.add_argument("--data", help="folder, manifest, shards, torchvision:NAME, digits or emoji")
+    parser.add_argument("--config", help="the YAML file of the training run: its data section is used")
+    parser.add_argument("--seed", type=int, help="of the split; by default the one that training used")
     parser.add_argument("--split-file", help="the split that training wrote")
-    parser.add_argument("--model")
-    parser.add_argument("--weights")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
+    header = read_header(args.prompts)
+    options = _data_options(command, args, header)
 
     from rich.console import Console
     from rich.progress import track
@@ -116,23 +145,64 @@ def _measure(command: str, argv: list[str]) -> None:
     from vpt.cli.fit import metrics_table
     from vpt.data.module import ImageData
 
-    tuned = _load(args)
-    data = ImageData(args.data, seed=args.seed, batch_size=args.batch_size, split_file=args.split_file)
+    tuned = _load(args, header)
+    data = ImageData(**options)
     data.bind(tuned.backbone.preprocessing)
     data.setup()
-    if data.classes != tuned.classes:
-        raise ValueError(
-            f"the prompt file knows {len(tuned.classes)} classes ({', '.join(tuned.classes[:5])} ..), the data have "
-            f"{len(data.classes)} ({', '.join(data.classes[:5])} ..). Measure on the classes that it was trained on."
-        )
+    _refuse_other_classes(tuned.classes, data.classes)
     loader = data.val_dataloader() if split == "val" else data.test_dataloader()
     if not loader:
-        raise ValueError(f"{args.data} has no {split} split.")
-    found = tuned.evaluate(track(loader, "measuring", console=Console(stderr=True), transient=True))
+        raise ValueError(f"{options['path']} has no {split} split.")
     protocol = data.protocol()
+    _warn_of_another_split(tuned.protocol, protocol, split)
+    found = tuned.evaluate(track(loader, "measuring", console=Console(stderr=True), transient=True))
     count = protocol["counts"][split]
-    metrics = [{"name": n, "value": v, "split": split, "count": count, "seed": args.seed} for n, v in found.metrics.items()]
+    metrics = [
+        {"name": name, "value": value, "split": split, "count": count, "seed": protocol["seed"]}
+        for name, value in found.metrics.items()
+    ]
     if args.json:
         print(json.dumps({"metrics": metrics, "protocol": protocol}, indent=1))
     else:
         Console().print(metrics_table(metrics, protocol))
+
+
+def _data_options(command: str, args: argparse.Namespace, header: Header) -> dict[str, Any]:
+    """Options of ImageData: of the config file or of the training run, and over them what was typed."""
+    protocol = header.about.get("protocol") or {}
+    options = {k: protocol[k] for k in ("seed", "shots") if protocol.get(k) is not None}
+    if args.config:
+        from vpt.cli.config import checked, sections
+
+        section = sections(args.config).get("data") or {}
+        typed = {"path": args.data} if args.data else {}
+        options = checked(command, {"data": {**section, **typed}}, args.config).data.as_dict()
+    typed = {k: getattr(args, k) for k in ("seed", "split_file", "batch_size")} | {"path": args.data}
+    options |= {k: v for k, v in typed.items() if v is not None}
+    if "path" not in options:
+        raise ValueError("which pictures? Give --data, or the --config of the training run.")
+    return options
+
+
+def _refuse_other_classes(known: Sequence[str], found: Sequence[str]) -> None:
+    if tuple(known) == tuple(found):
+        return
+    absent = [name for name in known if name not in found]
+    extra = [name for name in found if name not in known]
+    told = [f"{what} {', '.join(n[:5])}" for what, n in (("without", absent), ("besides", extra)) if n]
+    raise ValueError(
+        f"the prompt file knows {len(known)} classes, the data have {len(found)} "
+        f"({'; '.join(told) or 'in another order'}). Measure on the classes that it was trained on."
+    )
+
+
+def _warn_of_another_split(trained: dict[str, Any], now: dict[str, Any], split: str) -> None:
+    """The same data split otherwise: then pictures that trained may be measured on."""
+    own = now["origin"].get(split) == "the source's own"
+    if own or trained.get("data") != now["data"] or trained.get("split") == now["split"]:
+        return
+    print(
+        f"vpt: this split ({now['split']}) is not the one of the training run ({trained.get('split')}), so "
+        "it may hold pictures that were trained on. Give its --config, or its --seed and --split-file.",
+        file=sys.stderr,
+    )
