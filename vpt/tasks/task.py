@@ -36,6 +36,7 @@ class Recipe:
     per_256: VPT's rule, the rate used is lr * batch size / 256.
     optimizer: "adamw" or "sgd" (momentum 0.9).  weight_decay: on rows and matrices; None: the method's own.
     schedule: see vpt.tasks.schedule.  warmup: epochs.
+    head: start of the linear head, at 0 or as the method published it (VPT: random, bias -log 99).
     smoothing: of the labels.  mixup: strength alpha of mixup, 0 for none; it needs fresh views.
     clip: largest norm of the gradient; 0 for none.  store: where the static part of fixed views is kept.
     patience: stop after so many epochs without a better val score; 0: never, the last epoch counts.
@@ -49,6 +50,7 @@ class Recipe:
     weight_decay: float | None = None
     schedule: Literal["cosine", "constant", "vpt", "pixel"] = "cosine"
     warmup: float = 1.0
+    head: Literal["zeros", "published"] = "zeros"
     smoothing: float = 0.0
     mixup: float = 0.0
     clip: float = 0.0

@@ -231,7 +231,8 @@ class Run:
         for _ in self.lrs:
             torch.manual_seed(self.data.seed)
             method = build_method(self.method, towers, self.options)
-            made.append(Learner(method, towers["image"], len(self.objective.classes)))
+            zero = self.recipe.head == "zeros"
+            made.append(Learner(method, towers["image"], len(self.objective.classes), zero_head=zero))
         return made
 
     def _say_what_learns(self, learner: Learner) -> None:
