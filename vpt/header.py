@@ -1,11 +1,13 @@
 """What a prompt file says of itself, read with the standard library alone: ``vpt inspect`` imports no torch.
 
 A prompt file is one safetensors file: eight bytes with the length of a JSON header, the header, the tensors.
-The header's ``__metadata__`` holds one JSON text under ``vpt``.
+The header's ``__metadata__`` holds one JSON text under ``vpt``, and under ``check`` the SHA-256 of the file
+with that number left blank, so that a changed byte is noticed. Files without it are read too.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -13,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FORMAT", "MAX_HEADER", "BadPromptFile", "Header", "read_header"]
+__all__ = ["BLANK", "FORMAT", "MAX_HEADER", "BadPromptFile", "Header", "read_header", "sealed"]
 
+BLANK = "-" * 64  # stands where the check will be
 FORMAT = 1  # the major format this version writes and reads
 MAX_HEADER = 16 * 2**20  # bytes; class names and splits of any size fit, a forged length takes no memory
 MAX_TENSOR_BYTES = 2**31
@@ -74,9 +77,31 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         raise BadPromptFile(f"{path} has a damaged header ({error}). Copy or download it again.") from None
     _check_offsets(path, tensors, size - 8 - length)
     about = _about(path, metadata)
+    _check_seal(path, metadata.get("check"))
     plain = {name: (dtype, shape) for name, (dtype, shape, _, _) in tensors.items()}
     _check_sites(path, plain, about)
     return Header(str(path), size, plain, about)
+
+
+def sealed(data: bytes) -> bytes:
+    """The file ``data``, which holds BLANK as its check, with the check filled in."""
+    return data.replace(BLANK.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
+
+
+def _check_seal(path: Path, check: Any) -> None:
+    if not isinstance(check, str) or len(check) != len(BLANK):
+        return
+    with path.open("rb") as f:
+        head = f.read(8)
+        head += f.read(int.from_bytes(head, "little"))
+        digest = hashlib.sha256(head.replace(check.encode(), BLANK.encode(), 1))
+        while block := f.read(2**20):
+            digest.update(block)
+    if digest.hexdigest() != check:
+        raise BadPromptFile(
+            f"{path} was altered or damaged: its check is {digest.hexdigest()[:16]}, it says {check[:16]}. "
+            "Copy or download it again."
+        )
 
 
 def _tensor(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:

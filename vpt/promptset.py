@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from vpt.header import FORMAT, BadPromptFile, read_header
+from vpt.header import BLANK, FORMAT, BadPromptFile, read_header, sealed
 from vpt.prompt import Site
 from vpt.tower import Tower
 
@@ -102,7 +102,8 @@ class PromptSet:
             if not t.isfinite().all():
                 raise ValueError(f"{name} holds NaN or infinity, so nothing was written to {path}.")
         # in ASCII: class names that come from file names of another encoding hold lone surrogates
-        return write_atomically(path, save(tensors, {"vpt": json.dumps(self.label())}))
+        data = save(tensors, {"vpt": json.dumps(self.label()), "check": BLANK})
+        return write_atomically(path, sealed(data))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PromptSet:

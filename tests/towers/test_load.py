@@ -65,7 +65,7 @@ def test_another_size_holds_for_the_network_and_for_the_pictures(monkeypatch: py
     with pytest.raises(ValueError, match=r"size=100 is no multiple of the patches of test_vit, \(16, 16\)"):
         load(NAME, pretrained=False, size=100)
     monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: None)  # a network registered without a card
-    with pytest.raises(ValueError, match="test_resnet takes no other picture size. Leave out size=96"):
+    with pytest.raises(ValueError, match=r"test_resnet takes no other picture size\. Leave out size=96"):
         load("test_resnet", pretrained=False, size=96)
 
 
