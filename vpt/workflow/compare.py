@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, Literal
 
 from vpt.data.module import ImageData
 from vpt.methods import METHODS
@@ -63,6 +63,7 @@ def compare(
     *,
     out: str | Path,
     seeds: Sequence[int] = (1, 2, 3),
+    search: Literal["every seed", "first seed"] = "every seed",
     recipe: Recipe = Recipe(),  # noqa: B008  frozen
     machine: Machine = Machine(),  # noqa: B008  frozen
     told: Callable[[str], None] = lambda _: None,
@@ -71,7 +72,8 @@ def compare(
     """Run every candidate with every seed; each seed has one split, the same for all candidates.
 
     data: options of ImageData without the seed.  out: folder; ``results.json`` there is written after every run, and
-    a run that it holds is not repeated.  seen: called after each new run.
+    a run that it holds is not repeated.  search: choose among several learning rates on val for every seed, or for
+    the first one only, whose choice the others take (cheaper; the label says so).  seen: called after each new run.
     """
     out = Path(out)
     names = [c.name for c in candidates]
@@ -89,14 +91,13 @@ def compare(
             told(f"{c.name}, seed {seed}")
             folder = out / c.name.replace(" ", "-") / f"seed{seed}"
             module = ImageData(**{**data, "seed": seed})
-            tuned = fit(
-                backbone,
-                module,
-                c.method,
-                c.options,
-                replace(recipe, **c.recipe),
-                replace(machine, out=str(folder)),
-            )
+            wanted = replace(recipe, **c.recipe)
+            if search == "first seed" and seed != seeds[0]:
+                known = next(
+                    r for r in done if r.protocol["run"] == _key(backbone, data, c, seeds[0], recipe)
+                )
+                wanted = replace(wanted, lr=(known.lr,))
+            tuned = fit(backbone, module, c.method, c.options, wanted, replace(machine, out=str(folder)))
             result = _result(c, tuned, seed, folder, key)
             done.append(result)
             write_atomically(file, json.dumps([asdict(r) for r in done], indent=1).encode())
