@@ -23,7 +23,7 @@ def run(command: str, argv: list[str]) -> None:
     header = read_header(args.file)
     if args.json:
         tensors = {name: {"dtype": d, "shape": s} for name, (d, s) in header.tensors.items()}
-        print(json.dumps({"bytes": header.bytes, "tensors": tensors, **header.about}, indent=1))
+        print(json.dumps({**header.about, "bytes": header.bytes, "tensors": tensors}, indent=1))
     else:
         print("\n".join(_lines(header)))
 

@@ -39,6 +39,17 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _header(path: str) -> Header:
+    """What the file says of itself; a file that cannot classify is refused before torch is loaded."""
+    header = read_header(path)
+    if not header.about.get("head"):
+        raise ValueError(
+            f"{path} holds rows without a head, so it names no classes. Use its rows in Python: "
+            f"vpt.encode(backbone.image, pictures, vpt.PromptSet.load({path!r}).rows)."
+        )
+    return header
+
+
 def _predict(argv: list[str]) -> None:
     parser = _parser("predict", "Name the classes of pictures.")
     parser.add_argument("pictures", nargs="+", help="picture files, or folders of them")
@@ -47,7 +58,7 @@ def _predict(argv: list[str]) -> None:
     form.add_argument("--json", action="store_true")
     form.add_argument("--csv", action="store_true")
     args = parser.parse_args(argv)
-    header = read_header(args.prompts)  # refused before torch is loaded
+    header = _header(args.prompts)
     files = _pictures(args.pictures)
 
     from vpt.data.images import UnreadableImage, decode
@@ -123,7 +134,8 @@ def _load(args: argparse.Namespace, header: Header) -> Any:
             raise ValueError(
                 f"{args.prompts} names no backbone. Give --model, the architecture of --weights."
             )
-        backbone = load(name, weights=args.weights, size=made.get("size"))
+        size = made.get("size") if name == made.get("name") else None
+        backbone = load(name, weights=args.weights, size=size)
     return load_prompts(args.prompts, backbone, device=args.device)
 
 
@@ -136,7 +148,7 @@ def _measure(command: str, argv: list[str]) -> None:
     parser.add_argument("--split-file", help="the split that training wrote")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
-    header = read_header(args.prompts)
+    header = _header(args.prompts)
     options = _data_options(command, args, header)
 
     from rich.console import Console

@@ -1,0 +1,85 @@
+"""``vpt push``, ``vpt pull`` and ``vpt import``: prompt files from and to elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vpt.header import read_header
+
+__all__ = ["run"]
+
+
+def run(command: str, argv: list[str]) -> None:
+    """Move a prompt file, or make one of another tool's checkpoint."""
+    {"push": _push, "pull": _pull, "import": _import}[command](argv)
+
+
+def _push(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="vpt push",
+        description="Upload a prompt file with a card made from its metadata (README.md) to the Hugging Face hub.",
+    )
+    parser.add_argument("file")
+    parser.add_argument("repo", help="USER/NAME; it is made where it is not there")
+    parser.add_argument("--private", action="store_true", help="seen by you only, where it is made now")
+    parser.add_argument("--message", default="Upload prompts with vpt", help="of the commit")
+    args = parser.parse_args(argv)
+    read_header(args.file)  # refused before the hub's library is loaded
+
+    from vpt.hub import push
+
+    print(push(args.file, args.repo, private=args.private, message=args.message))
+
+
+def _pull(argv: list[str]) -> None:
+    from vpt.hub import FILE, pull
+
+    parser = argparse.ArgumentParser(
+        prog="vpt pull", description="Fetch a prompt file from the Hugging Face hub."
+    )
+    parser.add_argument("repo", help="USER/NAME")
+    parser.add_argument("--out", help="file to write; by default NAME.safetensors in this folder")
+    parser.add_argument("--filename", default=FILE, help="its name in the repository (default: %(default)s)")
+    parser.add_argument("--revision", help="branch, tag or commit")
+    args = parser.parse_args(argv)
+    out = pull(args.repo, filename=args.filename, revision=args.revision, out=args.out)
+    print(f"{out} ({out.stat().st_size / 1e3:.1f} kB)\n  vpt inspect {out}")
+
+
+def _import(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="vpt import",
+        description="Turn a checkpoint of the original VPT code (KMnP/vpt) into a prompt file. Nothing in it is run.",
+    )
+    parser.add_argument("file", help="prompt_ep*.pth, or a whole state dict")
+    parser.add_argument("--method", required=True, choices=["vpt-shallow", "vpt-deep"], help="what it holds")
+    parser.add_argument("--model", required=True, help="the backbone that it was learned on: timm/NAME.TAG")
+    parser.add_argument("--weights", help="local checkpoint of the backbone")
+    parser.add_argument("--size", type=int, help="size of the pictures, where it is not the backbone's own")
+    parser.add_argument("--classes", help="names in the order of the head: a,b,c or a file with one a line")
+    parser.add_argument("--out", required=True, help="file to write")
+    args = parser.parse_args(argv)
+    if not Path(args.file).is_file():
+        raise FileNotFoundError(f"there is no checkpoint {args.file!r}.")
+    classes = None if args.classes is None else _names(args.classes)
+
+    from vpt.importers import import_prompts
+    from vpt.towers.load import load
+
+    backbone = load(args.model, weights=args.weights, size=args.size)
+    prompts = import_prompts(args.file, args.method, backbone, classes=classes)
+    out = prompts.save(args.out)
+    use = f"vpt predict {out} PICTURE..." if prompts.head else "it holds no head, so it names no classes"
+    print(f"{len(prompts.rows)} layers of rows: {out} ({out.stat().st_size / 1e3:.1f} kB)\n  {use}")
+
+
+def _names(given: str) -> list[str]:
+    """Class names: the lines of a file, or words between commas."""
+    if Path(given).is_file():
+        return [line.strip() for line in Path(given).read_text(encoding="utf-8").splitlines() if line.strip()]
+    if Path(given).suffix or "," not in given:
+        raise FileNotFoundError(
+            f"there is no file of class names {given!r}. Give one, or the names as a,b,c."
+        )
+    return [name.strip() for name in given.split(",")]
