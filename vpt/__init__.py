@@ -6,7 +6,9 @@ here is loaded when it is first used: ``import vpt`` takes milliseconds and impo
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,6 +49,17 @@ __all__ = [
     "tap",
     "tune",
 ]
+
+
+class _Face(ModuleType):
+    """``encode`` and ``methods`` name functions here and modules below: importing those must not hide these."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Face
 
 
 def __getattr__(name: str) -> Any:
