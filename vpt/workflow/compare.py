@@ -91,13 +91,13 @@ def compare(
             told(f"{c.name}, seed {seed}")
             folder = out / c.name.replace(" ", "-") / f"seed{seed}"
             module = ImageData(**{**data, "seed": seed})
-            wanted = replace(recipe, **c.recipe)
+            own = replace(recipe, **c.recipe)
             if search == "first seed" and seed != seeds[0]:
                 known = next(
                     r for r in done if r.protocol["run"] == _key(backbone, data, c, seeds[0], recipe)
                 )
-                wanted = replace(wanted, lr=(known.lr,))
-            tuned = fit(backbone, module, c.method, c.options, wanted, replace(machine, out=str(folder)))
+                own = replace(own, lr=(known.lr,))
+            tuned = fit(backbone, module, c.method, c.options, own, replace(machine, out=str(folder)))
             result = _result(c, tuned, seed, folder, key)
             done.append(result)
             write_atomically(file, json.dumps([asdict(r) for r in done], indent=1).encode())
