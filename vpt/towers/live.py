@@ -7,7 +7,7 @@ attention types whose arithmetic stands here; any other block runs whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,13 +98,18 @@ def _heads(x: Tensor, count: int) -> Tensor:
     return x.unflatten(-1, (count, -1)).transpose(-2, -3)
 
 
+def _joint(a: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the joint projection to queries, keys and values."""
+    if a.qkv.bias is None and getattr(a, "q_bias", None) is not None:
+        return a.qkv.weight, torch.cat((a.q_bias, a.k_bias, a.v_bias))
+    return a.qkv.weight, a.qkv.bias
+
+
 def _project(a: Any, h: Tensor, which: str) -> list[Tensor]:
     """The attention's own projections of h, split into heads: which = "q", "kv" or "qkv"."""
     if a.qkv is None:
         return [_heads(getattr(a, f"{name}_proj")(h), a.num_heads) for name in which]
-    weight, bias = a.qkv.weight, a.qkv.bias
-    if bias is None and getattr(a, "q_bias", None) is not None:
-        bias = torch.cat((a.q_bias, a.k_bias, a.v_bias))
+    weight, bias = _joint(a)
     width = len(weight) // 3
     part = {"q": slice(0, width), "kv": slice(width, None), "qkv": slice(None)}[which]
     joined = F.linear(h, weight[part], None if bias is None else bias[part])
@@ -123,6 +128,8 @@ def _rotate(a: Any, t: Tensor, rope: Tensor | None, read: int | Tensor | None = 
 def _attend(block: Any, h: Tensor, h_read: Tensor, live: Live, rope: Tensor | None) -> Tensor:
     """Attention of the tokens that are read over the sequence, the rows and the given keys and values."""
     a, batch = block.attn, len(h)
+    if live.kv is None and rope is None and _are_few(a, live.read, h_read):
+        return _finish(a, _attend_few(a, h, h_read, [block.norm1(rows) for rows in live.rows]), h_read)
     if live.read is None:
         q, k, v = _project(a, h, "qkv")
     elif rope is not None and not isinstance(live.read, int):
@@ -140,6 +147,36 @@ def _attend(block: Any, h: Tensor, h_read: Tensor, live: Live, rope: Tensor | No
             side.append(_heads(given, a.num_heads).expand(batch, -1, -1, -1))
     k, v = (torch.cat([t.to(q.dtype) for t in side], -2) for side in (keys, values))
     out = F.scaled_dot_product_attention(q, k, v.to(q.dtype), scale=a.scale).transpose(1, 2).flatten(2)
+    return _finish(a, out, h_read)
+
+
+def _are_few(a: Any, read: int | Tensor | None, h_read: Tensor) -> bool:
+    """Is :func:`_attend_few` exact here, and less work than projecting the whole sequence?"""
+    joint = a.qkv is not None and type(a.k_norm) is nn.Identity
+    return read is not None and joint and h_read.shape[1] * a.num_heads * 4 <= h_read.shape[2]
+
+
+def _attend_few(a: Any, h: Tensor, h_read: Tensor, rows: Sequence[Tensor]) -> Tensor:
+    """Attention of a few tokens over the sequence and the rows, whose keys and values are never computed.
+
+    Matrix products associate: the projections of keys and values act on the few queries and results instead. A
+    key's bias adds the same to every score of a query, which the softmax does not see.
+    """
+    weight, bias = _joint(a)
+    to_q, to_k, to_v = weight.chunk(3)
+    q_bias, _, v_bias = (None, None, None) if bias is None else bias.chunk(3)
+    q = a.q_norm(_heads(F.linear(h_read, to_q, q_bias), a.num_heads)) * a.scale
+    asked = (q @ to_k.unflatten(0, (a.num_heads, -1))).flatten(1, 2)  # [batch, heads * read, width]
+    told = [h, *rows]
+    scores = torch.cat([asked @ t.mT for t in told], -1).softmax(-1)
+    lengths = [t.shape[-2] for t in told]
+    mixed = sum(part @ t for part, t in zip(scores.split(lengths, -1), told, strict=True))
+    out = mixed.unflatten(1, (a.num_heads, -1)) @ to_v.unflatten(0, (a.num_heads, -1)).mT
+    out = out.transpose(1, 2).flatten(2)
+    return out if v_bias is None else out + v_bias.to(out.dtype)
+
+
+def _finish(a: Any, out: Tensor, h_read: Tensor) -> Tensor:
     out = a.norm(out)
     if a.gate is not None:
         out = out * a.gate(h_read).sigmoid()
