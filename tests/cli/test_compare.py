@@ -45,6 +45,8 @@ def test_names_alone_are_enough() -> None:
     assert found["data"] == {"path": "photos"}
     assert found["task"] == {"lr": (0.1, 0.3)}
     assert found["seeds"] == [4, 5]
+    assert found["search"] == "every seed"
+    assert plan("--data", "photos", "--methods", "linear", "--search-once")["search"] == "first seed"
 
 
 def test_yaml_holds_what_differs_between_methods(tmp_path: Path) -> None:
@@ -68,7 +70,7 @@ def test_options_win_over_yaml_for_all_methods(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"seed": 3}, "has the key seed. There are model, data, task, seeds, methods"),
+        ({"seed": 3}, "has the key seed. There are model, data, task, seeds, search, methods"),
         ({"methods": []}, "needs --data and --methods"),
         ({"data": {}}, "needs --data and --methods"),
         ({"methods": ["vpt"]}, "no method 'vpt'"),
@@ -80,6 +82,7 @@ def test_options_win_over_yaml_for_all_methods(tmp_path: Path) -> None:
         ({"task": {"lr": "quick"}}, "lr is 'quick'"),
         ({"task": {"epochs": "many"}}, "task.epochs is many, wanted int"),
         ({"seeds": ["one"]}, "seeds are ['one'], wanted whole numbers"),
+        ({"search": "once"}, "search is 'once', wanted every seed or first seed"),
         ({"seeds": []}, "wanted whole numbers"),
         ({"model": {"name": "timm/test_vit", "weight": "x"}}, "Did you mean model.weights"),
     ],

@@ -94,6 +94,7 @@ def test_the_recipes_are_those_of_the_papers() -> None:
             True,
         )
         assert set(task.lr) == {50, 25, 10, 5, 2.5, 1, 0.5, 0.25, 0.1}
+        assert task.head == "published"
         assert found.method.dropout == dropout
         assert (found.method.length, found.data.batch_size) == (100, 64)
     task = pixel.task

@@ -130,6 +130,7 @@ def test_unreadable_pictures_are_named_and_the_others_predicted(
         (["predict", "{prompts}", "{pictures}", "--batch-size", "x"], "no whole number of 1 or more"),
         (["predict", "{headless}", "{pictures}"], "rows without a head"),
         (["predict", "{prompts}", "{pictures}", "--model", "starter/vit-mini"], "another 'image' tower"),
+        (["predict", "{nameless}", "{pictures}"], "names no backbone. Give it as --model"),
         (["predict", "{prompts}", "{pictures}", "--device", "abacus"], "no device 'abacus'"),
         (["test", "{prompts}"], "which pictures? Give --data"),
         (["test", "{prompts}", "--data", "digits"], "knows 3 classes, the data have 10 (without"),
@@ -142,10 +143,13 @@ def test_what_cannot_be_done_is_refused(
 ) -> None:
     (tmp_path / "empty").mkdir()
     headless = PromptSet({Site("image", "0", "prefix"): torch.zeros(2, 64)})
+    head = {"weight": torch.zeros(3, 64), "bias": torch.zeros(3)}
+    nameless = PromptSet(headless.rows, head, about={"head": {"reads": "features"}})
     places = {
         "prompts": trained.prompts,
         "pictures": trained.pictures,
         "empty": tmp_path / "empty",
+        "nameless": nameless.save(tmp_path / "nameless.safetensors"),
         "headless": headless.save(tmp_path / "headless.safetensors"),
     }
     assert main([word.format(**places) for word in argv]) == 2

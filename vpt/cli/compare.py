@@ -10,7 +10,8 @@ from vpt.cli.config import MAIN, checked, rates, read_yaml
 
 __all__ = ["run"]
 
-KEYS = ("model", "data", "task", "seeds", "methods")
+KEYS = ("model", "data", "task", "seeds", "search", "methods")
+SEARCHES = ("every seed", "first seed")  # on which learning rates are chosen
 
 
 def run(command: str, argv: list[str]) -> None:
@@ -38,6 +39,7 @@ def run(command: str, argv: list[str]) -> None:
         candidates,
         out=args.out,
         seeds=plan["seeds"],
+        search=plan["search"],
         recipe=recipe,
         machine=machine,
         told=lambda text: console.print(text, markup=False),
@@ -47,8 +49,8 @@ def run(command: str, argv: list[str]) -> None:
     table = Table(
         *HEADER,
         caption=f"test accuracy of {p['counts']['test']:,} pictures of {escape(p['data'])}, "
-        f"{p['shots'] or 'all'} a class, {p['selection']}; lr as chosen on val where a method had several; "
-        "std over seeds (n - 1)",
+        f"{p['shots'] or 'all'} a class, {p['selection']}; where a method had several lr, val of "
+        f"{plan['search']} chose; std over seeds (n - 1)",
     )
     for row in rows:
         table.add_row(*map(escape, cells(row)))
@@ -69,6 +71,9 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--model", help="timm/NAME[.TAG] or starter/NAME")
     parser.add_argument("--methods", help="names, comma separated")
     parser.add_argument("--seeds", help="numbers, comma separated")
+    parser.add_argument(
+        "--search-once", action="store_true", help="choose among rates on the first seed only, for all seeds"
+    )
     parser.add_argument("--shots", type=int, help="pictures a class")
     parser.add_argument("--epochs", type=int)
     parser.add_argument(
@@ -106,6 +111,9 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
         for entry in plan["methods"] if typed["task"][name] is not None else []:
             entry["task"].pop(name, None)
     plan["seeds"] = _seeds(args.seeds.split(",") if args.seeds else plan.get("seeds", [1, 2, 3]), where)
+    plan["search"] = SEARCHES[1] if args.search_once else plan.get("search", SEARCHES[0])
+    if plan["search"] not in SEARCHES:
+        raise ValueError(f"{where}: search is {plan['search']!r}, wanted {' or '.join(SEARCHES)}.")
     if not plan["data"].get("path") or not plan["methods"]:
         raise ValueError("vpt compare needs --data and --methods, or a --config that names both.")
     if "seed" in plan["data"]:

@@ -126,14 +126,11 @@ def _load(args: argparse.Namespace, header: Header) -> Any:
     from vpt.tasks.tuned import load_prompts
     from vpt.towers.load import load
 
-    backbone = None
+    made, backbone = header.about.get("backbone") or {}, None
+    name = args.model or made.get("name")
+    if not name:
+        raise ValueError(f"{args.prompts} names no backbone. Give it as --model, with --weights where local.")
     if args.model or args.weights:
-        made = header.about.get("backbone") or {}
-        name = args.model or made.get("name")
-        if not name:
-            raise ValueError(
-                f"{args.prompts} names no backbone. Give --model, the architecture of --weights."
-            )
         size = made.get("size") if name == made.get("name") else None
         backbone = load(name, weights=args.weights, size=size)
     return load_prompts(args.prompts, backbone, device=args.device)
