@@ -179,7 +179,7 @@ def _measure(command: str, argv: list[str]) -> None:
 def _data_options(command: str, args: argparse.Namespace, header: Header) -> dict[str, Any]:
     """Options of ImageData: of the config file or of the training run, and over them what was typed."""
     protocol = header.about.get("protocol") or {}
-    options = {k: protocol[k] for k in ("seed", "shots") if protocol.get(k) is not None}
+    options = {k: protocol[k] for k in ("seed", "shots", "val", "test") if protocol.get(k) is not None}
     if args.config:
         from vpt.cli.config import checked, sections
 

@@ -194,6 +194,8 @@ class ImageData(L.LightningDataModule):
             "data": self._source.name,
             "classes": len(self.classes),
             "shots": self.draw.shots,
+            "val": self.draw.val,
+            "test": self.draw.test,
             "seed": self.seed,
             "split": split_hash(self._plan.parts),
             "counts": {name: len(items) for name, items in self._plan.parts.items()},

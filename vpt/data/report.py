@@ -11,6 +11,7 @@ from statistics import median
 from typing import Literal
 
 from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.markup import escape
 from rich.table import Table
 
 from vpt.data.images import UnreadableImage, size
@@ -44,13 +45,13 @@ class Report:
             )
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        table = Table(title=f"{self.name}: {len(self.classes)} classes", title_justify="left")
+        table = Table(title=f"{escape(self.name)}: {len(self.classes)} classes", title_justify="left")
         for column in ("split", "pictures", "smallest class", "largest class"):
             table.add_column(column, justify="left" if column == "split" else "right")
         for split, counts in self.counts.items():
             ends = [f"{n} ({name})" for name, n in _ends(counts)]
-            table.add_row(split, str(self.totals[split]), *ends)
-        yield Group(table, *self._lines())
+            table.add_row(split, str(self.totals[split]), *map(escape, ends))
+        yield Group(table, *map(escape, self._lines()))
 
     def _lines(self) -> Iterator[str]:
         if self.sizes:
