@@ -376,3 +376,20 @@ def test_a_tower_in_half_precision_takes_float32_rows(images: Tensor) -> None:
     outs = [encode(half, images.bfloat16(), rows, live=live) for live in (False, True)]
     assert outs[0].dtype == outs[1].dtype == torch.bfloat16
     assert torch.allclose(outs[0].float(), outs[1].float(), atol=0.05)
+
+
+def test_what_nobody_reads_is_not_computed(images: Tensor) -> None:
+    tower, seen = tiny(), []
+    for block in tower.model.blocks:
+        block.mlp.register_forward_hook(lambda module, given, out: seen.append(given[0].shape[1]))
+    rows = deep((0, 1, 2))
+    for live, lengths in ((False, [21, 21, 21]), (True, [17, 17, 1])):
+        seen.clear()
+        encode(tower, images, rows, live=live)
+        assert seen == lengths  # 16 patches, the class token, 4 rows
+    seen.clear()
+    encode(tower, images, deep((0,)))
+    assert seen == [21, 21, 1]  # shallow rows flow on: only the end can be spared
+    seen.clear()
+    encode(tower.pooling("prompt"), images, rows)
+    assert seen == [17, 17, 21]  # rows that are read live to the end
