@@ -104,7 +104,9 @@ def _open_vit(m: Any, name: str) -> Tower:
     front = ("input", "embedded", "placed")
     grid, size = m.patch_embed.grid_size, m.patch_embed.img_size
     # a convolutional stem calls one position of its map a patch; what a row stands beside is its share of the picture
-    patch = tuple(s // g for s, g in zip(size, grid, strict=True)) if grid and size else m.patch_embed.patch_size
+    patch = (
+        tuple(s // g for s, g in zip(size, grid, strict=True)) if grid and size else m.patch_embed.patch_size
+    )
     return _tower(m, name, front, steps, patch=patch, reopen=partial(_open_vit, name=name))
 
 
