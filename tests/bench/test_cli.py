@@ -23,7 +23,7 @@ def test_the_report_times_fresh_processes(tmp_path, capsys):
         assert 1 < row["peak_mb"] < 200  # the process itself, not the one that started it (torch takes more)
     assert rows["python -c pass"]["times_plain"] == 1
     said = capsys.readouterr().out
-    assert all(f"<= {seconds} s" in said for seconds in (0.2, 1.0, 0.3))
+    assert all(f"{seconds} s " in said for seconds in (0.2, 1.0, 0.3))
 
 
 def test_the_file_is_what_vpt_deep_leaves(tmp_path):

@@ -186,7 +186,7 @@ def show(
 ) -> None:
     """Print the report, a table for each precision.
 
-    targets: by key, what was wanted and whether it was met.  units: heads of the two ratios.
+    targets: by key, the most that was wanted and whether it was met.  units: heads of the two ratios.
     """
     console = Console()
     for precision in dict.fromkeys(r["precision"] for r in rows):
@@ -207,8 +207,8 @@ def _table(
 ) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("work", no_wrap=True)
-    for name in ("ms", "ms min", "peak MB", *units, "target"):
-        table.add_column(name, justify="right", no_wrap=name == "target")
+    for name in ("ms", "min", "MB", *units, "at most"):
+        table.add_column(name, justify="right", no_wrap=True)
     for work in dict.fromkeys(r["work"] for r in rows):
         table.add_row(f"[bold]{work}[/bold]")
         for r in rows:
@@ -221,7 +221,7 @@ def _table(
 
 
 def _cell(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+    return "" if value is None else f"{value:.{digits if value < 100 else 0}f}"
 
 
 def check_json(path: str | os.PathLike[str] | None) -> None:
