@@ -81,7 +81,10 @@ def test_few_shot_and_protocol(make):
     data = make(shots=3, seed=2, augment="flip", views=2)
     protocol = data.protocol()
     assert protocol["counts"] == {"train": 9, "val": 7, "test": 7}
-    assert {k: protocol[k] for k in ("data", "classes", "shots", "val", "test", "seed", "augment", "views", "weighted")} == {
+    assert {
+        k: protocol[k]
+        for k in ("data", "classes", "shots", "val", "test", "seed", "augment", "views", "weighted")
+    } == {
         "data": "pets",
         "classes": 3,
         "shots": 3,
