@@ -230,3 +230,12 @@ def test_recipe_refuses_values_that_make_no_sense():
 def test_bf16_keeps_rows_in_float32(backbone, pictures):
     tuned = tune(backbone, str(pictures), "vpt-deep", epochs=2, lr=0.01, **{**QUIET, "precision": "bf16"})
     assert {t.dtype for t in tuned.rows.values()} == {torch.float32}
+
+
+def test_the_head_may_have_a_rate_of_its_own(backbone, pictures):
+    """At a rate of nearly 0 for the rows, they stay at their start while the head learns."""
+    torch.manual_seed(1)  # the seed of the run
+    start = build_method("vpt-deep", backbone.towers, {"length": 3})(vpt.Context())
+    tuned = tune(backbone, str(pictures), "vpt-deep", epochs=2, length=3, lr=1e-9, head_lr=0.1, **QUIET)
+    assert all(torch.allclose(tuned.rows[site], rows, atol=1e-6) for site, rows in start.items())
+    assert tuned.prompts.head["weight"].abs().mean() > 0.01

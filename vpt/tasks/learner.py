@@ -100,16 +100,17 @@ class Learner(nn.Module):
         grads = {name for name, p in self.named_parameters() if p.requires_grad}
         return {k: v for k, v in self.state_dict().items() if k in grads or not k.startswith("network.")}
 
-    def groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Parameter groups: decay on rows and matrices; none on the head's bias, nor on vectors of a network."""
-        decay: list[nn.Parameter] = []
-        free: list[nn.Parameter] = []
+    def groups(self, lr: float, head_lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Parameter groups: decay on rows and matrices; none on the head's bias, nor on a network's vectors."""
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for name, p in self.named_parameters():
             if p.requires_grad:
                 bare = name == "head.bias" or (name.startswith("network.") and p.ndim < 2)
-                (free if bare else decay).append(p)
-        both = [{"params": decay, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
-        return [{**g, "lr": lr} for g in both if g["params"]]
+                groups.setdefault((name.startswith("head."), bare), []).append(p)
+        return [
+            {"params": ps, "lr": head_lr if head else lr, "weight_decay": 0.0 if bare else weight_decay}
+            for (head, bare), ps in groups.items()
+        ]
 
     def export(self, about: Mapping[str, Any]) -> PromptSet:
         """Rows as they enter (projections folded), head and, for a baseline, the weights that learned."""

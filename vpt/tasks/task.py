@@ -33,6 +33,7 @@ class Recipe:
 
     objective: what the rows are trained for.
     epochs: passes over the training pictures.  lr: learning rates to try, side by side; empty: the method's own.
+    head_lr: rate of the head where it is not that of the rows, which few pictures often want higher.
     per_256: VPT's rule, the rate used is lr * batch size / 256.
     optimizer: "adamw" or "sgd" (momentum 0.9).  weight_decay: on rows and matrices; None: the method's own.
     schedule: see vpt.tasks.schedule.  warmup: epochs.
@@ -45,6 +46,7 @@ class Recipe:
     objective: Literal["classify"] = "classify"
     epochs: int = 20
     lr: tuple[float, ...] | Literal["search"] = ()
+    head_lr: float | None = None
     per_256: bool = False
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float | None = None
@@ -58,6 +60,10 @@ class Recipe:
     patience: int = 0
 
     def __post_init__(self) -> None:
+        if self.head_lr is not None and not self.head_lr > 0:
+            raise ValueError(
+                f"head_lr is {self.head_lr}, wanted a positive rate, or none for that of the rows."
+            )
         for name, low in (("epochs", 1), ("warmup", 0), ("mixup", 0), ("clip", 0), ("patience", 0)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)}, wanted at least {low}.")
@@ -206,9 +212,10 @@ class PromptTask(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         scale = self.batch_size / 256 if self.recipe.per_256 else 1.0
-        groups = [
-            g for k, lr in enumerate(self.lrs) for g in self.learner(k).groups(lr * scale, self.weight_decay)
-        ]
+        groups = []
+        for k, lr in enumerate(self.lrs):
+            rates = lr * scale, (self.recipe.head_lr or lr) * scale
+            groups += self.learner(k).groups(*rates, self.weight_decay)
         if self.recipe.optimizer == "sgd":
             optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, momentum=0.9)
         else:
