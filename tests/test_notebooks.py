@@ -1,0 +1,52 @@
+"""Every notebook runs from top to bottom, and is committed without outputs."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+
+def outputs(notebook: Any, kind: str) -> list[str]:
+    """Texts of a kind that the cells put out: what was printed, or data of that type."""
+    found = []
+    for cell in notebook.cells:
+        for out in cell.get("outputs", []):
+            if out.output_type == "stream" and kind == out.name:
+                found.append(out.text)
+            found += [v for k, v in out.get("data", {}).items() if k == kind]
+    return found
+
+
+def test_there_are_notebooks() -> None:
+    assert [p.name for p in NOTEBOOKS] == ["01_classify_your_images.ipynb"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_is_committed_clean(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    assert "widgets" not in notebook.metadata
+
+
+def test_classify_your_images_runs_and_shows_what_it_says(tmp_path: Path) -> None:
+    notebook = nbformat.read(NOTEBOOKS[0], as_version=4)
+    client = NotebookClient(
+        notebook, timeout=400, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    )
+    client.execute()  # raises with the cell and its error
+    printed = "".join(outputs(notebook, "stdout"))
+    found = re.findall(r"^(linear probe|vpt-deep) +(\d+\.\d)% of 169", printed, re.M)
+    assert [name for name, _ in found] == ["linear probe", "vpt-deep"]
+    assert min(float(top1) for _, top1 in found) > 40  # chance is 10
+    assert (tmp_path / "runs" / "emoji.safetensors").is_file()
+    assert "runs/emoji.safetensors: " in printed
+    assert len(outputs(notebook, "image/png")) == 1
+    assert any("label='" in text for text in outputs(notebook, "text/plain"))
+    assert all("IProgress" in text for text in outputs(notebook, "stderr"))  # tqdm's, without ipywidgets

@@ -1,0 +1,114 @@
+"""compare on a tiny network and folder; its tables against numpy."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vpt.header import read_header
+from vpt.tasks.task import Recipe
+from vpt.tasks.tune import Machine
+from vpt.towers.load import Backbone
+from vpt.workflow.compare import HEADER, Candidate, Result, cells, compare, markdown, summarise, to_csv
+
+QUIET = Machine(progress=False)
+RECIPE = Recipe(epochs=1, lr=(1e-2,))
+METHODS = (Candidate("linear", "head alone"), Candidate("vpt-deep", options={"length": 2}))
+
+
+def test_every_method_sees_the_same_split_and_a_second_call_repeats_nothing(
+    backbone: Backbone, pictures: Path, tmp_path: Path
+) -> None:
+    data = {"path": str(pictures), "shots": 4, "batch_size": 6}
+    told: list[str] = []
+    seen: list[Result] = []
+
+    def go(*seeds: int) -> list[Result]:
+        told.clear()
+        return compare(
+            backbone, data, METHODS, out=tmp_path, seeds=seeds, recipe=RECIPE, machine=QUIET,
+            told=told.append, seen=lambda tuned, r: seen.append(r),
+        )  # fmt: skip
+
+    first = go(1)
+    assert told == ["head alone, seed 1", "vpt-deep, seed 1"]
+    assert seen == first
+    assert len({r.protocol["split"] for r in first}) == 1
+    for r in first:
+        about = read_header(r.file).about
+        assert r.metrics == {m["name"]: m["value"] for m in about["metrics"] if m["split"] == "test"}
+        assert r.bytes == Path(r.file).stat().st_size
+        assert about["protocol"]["counts"] == {"train": 12, "val": 9, "test": 15}
+    assert Path(first[0].file).name == "baseline.safetensors"
+    assert Path(first[1].file).name == "prompts.safetensors"
+    head = 3 * backbone.image.out + 3
+    assert [r.parameters for r in first] == [head, head + 2 * backbone.image.depth * backbone.image.width]
+
+    stamps = [Path(r.file).stat().st_mtime_ns for r in first]
+    both = go(1, 2)
+    assert told == ["head alone, seed 2", "vpt-deep, seed 2"]  # seed 1 was there
+    assert [Path(r.file).stat().st_mtime_ns for r in first] == stamps
+    assert [(r.name, r.seed) for r in both] == [
+        ("head alone", 1), ("vpt-deep", 1), ("head alone", 2), ("vpt-deep", 2),
+    ]  # fmt: skip
+    assert go(2) == both[2:]
+    assert not told
+    assert len(json.loads((tmp_path / "results.json").read_text())) == 4
+
+
+def test_names_that_meet_and_options_that_no_method_has_are_refused_before_anything_runs(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    gone = {"path": "nowhere"}  # would be noticed if a run began
+    with pytest.raises(ValueError, match=r"one name.*Give them labels"):
+        compare(
+            backbone,
+            gone,
+            [Candidate("vpt-deep"), Candidate("vpt-deep", options={"length": 5})],
+            out=tmp_path,
+        )
+    with pytest.raises(ValueError, match="has no option lenght"):
+        compare(
+            backbone, gone, [Candidate("linear"), Candidate("vpt-deep", options={"lenght": 5})], out=tmp_path
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_summary_is_numpys(result: Callable[..., Result]) -> None:
+    scores = {"a": [0.71, 0.78, 0.74], "b": [0.5]}
+    rows = summarise([result(n, "linear", s, v) for n, vs in scores.items() for s, v in enumerate(vs, 1)])
+    assert [row.name for row in rows] == ["a", "b"]
+    assert rows[0].mean == pytest.approx(np.mean(scores["a"]))
+    assert rows[0].std == pytest.approx(np.std(scores["a"], ddof=1))
+    assert (rows[0].seeds, rows[1].seeds, rows[1].std) == (3, 1, 0.0)
+    assert rows[0].kilobytes == pytest.approx(5.602)
+    assert rows[0].seconds == pytest.approx(4.0)
+    assert rows[0].step_ms == pytest.approx(20.0)
+    assert rows[0].peak_mb == 703.0
+    assert summarise([result("a", "linear", 1, 0.7)], "top5")[0].mean == 1.0
+
+
+@pytest.mark.parametrize("key", ["data", "shots", "selection", "counts"])
+def test_numbers_of_different_protocols_are_not_ranked(result: Callable[..., Result], key: str) -> None:
+    a = result("a", "linear", 1, 0.7)
+    b = replace(result("b", "vpt-deep", 1, 0.8), protocol={**a.protocol, key: "another"})
+    with pytest.raises(ValueError, match="2 different protocols"):
+        summarise([a, b])
+
+
+def test_tables_hold_the_numbers(result: Callable[..., Result]) -> None:
+    rows = summarise(
+        [result("a", "linear", 1, 0.7), result("a", "linear", 2, 0.8), result("b", "vpt-deep", 1, 0.9)]
+    )
+    lines = [[c.strip() for c in line.strip("|").split("|")] for line in markdown(rows).splitlines()]
+    assert tuple(lines[0]) == HEADER
+    assert [tuple(line) for line in lines[2:]] == [cells(row) for row in rows]
+    assert cells(rows[0])[:5] == ("a", "75.0 ± 7.1", "2", "1,234", "5.6")
+    read = list(csv.DictReader(io.StringIO(to_csv(rows))))
+    assert [float(r["mean"]) for r in read] == [row.mean for row in rows]
+    assert [int(r["parameters"]) for r in read] == [1234, 1234]

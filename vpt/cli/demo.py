@@ -1,0 +1,97 @@
+"""``vpt demo``: the starter learns digits and emoji, offline, and a page of results is written."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["run"]
+
+
+def run(command: str, argv: list[str]) -> None:
+    """Run the demo and print its table and what it found."""
+    args = _arguments().parse_args(argv)
+    out = Path(args.out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {args.out} is a file. Give a folder, new or of an earlier demo.")
+
+    from rich.console import Console
+
+    from vpt.workflow.demo import Budget, demo
+
+    given = {k: getattr(args, k) for k in ("shots", "epochs", "seeds") if getattr(args, k) is not None}
+    plain = Console()
+    console = plain if plain.is_terminal else Console(width=120)  # a log has no width
+    chapters = demo(
+        out,
+        Budget(**given),
+        device=args.device,
+        told=lambda text: console.print(text, markup=False, highlight=False),
+    )
+    console.print(_table(chapters))
+    for chapter in chapters:
+        console.print(f"\n{chapter.title}", style="bold")
+        for sentence in [chapter.protocol, *chapter.findings]:
+            console.print(f"- {sentence}", markup=False, highlight=False)
+        console.print(_fresh(chapter), markup=False, highlight=False)
+    console.print(f"\nThe page: {out / 'index.html'}", highlight=False)
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vpt demo",
+        description="Adapt the starter network to digits and emoji in several ways, offline and on a CPU in a few "
+        "minutes. What the folder holds already is not computed again.",
+    )
+    parser.add_argument(
+        "--out", default="demo-out", help="folder for the page, pictures, tables and prompt files"
+    )
+    parser.add_argument("--shots", type=_positive, help="training pictures a class")
+    parser.add_argument("--epochs", type=_positive)
+    parser.add_argument("--seeds", type=_seeds, help="numbers, comma separated")
+    parser.add_argument("--device", default="auto")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return int(text)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts) or len(set(map(int, parts))) < len(parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of different whole numbers such as 1,2,3")
+    return tuple(map(int, parts))
+
+
+def _table(chapters: Sequence[Any]) -> Any:
+    """All data sets in one table."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    from vpt.workflow.report import HEADER
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, name in enumerate(HEADER):
+        table.add_column(name, justify="right" if i else "left")
+    for chapter in chapters:
+        table.add_row(f"[bold]{escape(chapter.title)}[/bold]")
+        for line in chapter.table:
+            table.add_row(*map(escape, line))
+        table.add_section()
+    return table
+
+
+def _fresh(chapter: Any) -> str:
+    told = ", ".join(
+        f"{f.predicted} ({'right' if f.predicted == f.truth else f'is: {f.truth}'})" for f in chapter.fresh
+    )
+    return (
+        f"- Read back in a fresh process, the prompt file says: {told}. The same as in the process that trained, "
+        f"probabilities within {chapter.difference:.2g}."
+    )
