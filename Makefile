@@ -3,6 +3,9 @@ PY := .venv/bin/python
 STAMP := .venv/.ready
 UV := $(shell command -v uv 2>/dev/null || echo python3 -m uv)
 
+# On a busy machine, threads that wait by spinning cost several times the work; sleeping ones cost nothing.
+export OMP_WAIT_POLICY := PASSIVE
+
 .PHONY: setup demo test check lock clean
 
 setup: $(STAMP)
