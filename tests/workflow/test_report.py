@@ -70,7 +70,7 @@ def test_the_word_is_that_of_a_paired_t_test(result: Make, ours: list[float], th
     p = ttest_rel(ours, theirs).pvalue
     assert v.points == pytest.approx(100 * (np.mean(ours) - np.mean(theirs)))
     assert v.error == pytest.approx(100 * np.std(np.subtract(ours, theirs), ddof=1) / 3**0.5)
-    assert v.word == ("level" if p >= 0.05 else "ahead" if v.points > 0 else "behind")
+    assert v.word == ("unclear" if p >= 0.05 else "ahead" if v.points > 0 else "behind")
 
 
 def test_seeds_are_paired_by_number_and_one_is_never_enough(result: Make) -> None:
@@ -78,7 +78,7 @@ def test_seeds_are_paired_by_number_and_one_is_never_enough(result: Make) -> Non
     assert against(found[::-1], "full", "linear").error == pytest.approx(0)
     one = [r for r in found if r.seed == 1]
     assert str(against(one, "full", "linear")) == "+10.0"
-    assert against(one, "full", "linear").word == "level"
+    assert against(one, "full", "linear").word == "unclear"
     with pytest.raises(ValueError, match="no seed in common"):
         against([found[0], found[3]], "full", "linear")
 
@@ -90,14 +90,14 @@ def test_conclusions_follow_the_numbers(result: Make) -> None:
     assert won[0] == "Highest mean accuracy: vpt-deep, 91.0 ± 1.0 % (a prompt)."
     assert won[1] == "A prompt pays here: vpt-deep."
     assert won[2] == "Ahead of linear: vpt-deep (+10.0 ± 0.0 points)."
-    assert won[3] == "Level with linear, as far as 3 seeds can tell: random-rows (−1.0 ± 0.6 points)."
+    assert won[3] == "Not clearly different from linear with 3 seeds: random-rows (−1.0 ± 0.6 points)."
     assert won[4].startswith(
         "vpt-deep against random-rows: +11.0 ± 0.6 points, ahead; the difference is what"
     )
 
     lost = findings(runs(result, linear=head, random_rows=random, vpt_deep=down), "linear")
     assert lost[0] == "Highest mean accuracy: linear, 81.0 ± 1.0 % (a baseline, not a prompt)."
-    assert lost[1] == "No prompt is clearly ahead of linear, so that is enough here."
+    assert lost[1] == "No prompt is clearly ahead of linear here."
     assert lost[2].startswith("Behind linear: vpt-deep (−19.7 ± 0.3 points)")
     assert "learning the rows did harm" in lost[4]
 

@@ -23,7 +23,7 @@ def run(command: str, argv: list[str]) -> None:
 
     given = {k: getattr(args, k) for k in ("shots", "epochs", "seeds") if getattr(args, k) is not None}
     plain = Console()
-    console = plain if plain.is_terminal else Console(width=120)  # a log has no width
+    console = plain if plain.is_terminal else Console(width=100)  # a log has no width
     chapters = demo(
         out,
         Budget(**given),
@@ -76,13 +76,14 @@ def _table(chapters: Sequence[Any]) -> Any:
 
     from vpt.workflow.report import HEADER
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, name in enumerate(HEADER):
-        table.add_column(name, justify="right" if i else "left")
+    kept = [i for i, name in enumerate(HEADER) if name not in ("step, ms", "lr")]  # the page has these too
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for i in kept:
+        table.add_column(HEADER[i], justify="right" if i else "left", no_wrap=i > 0)
     for chapter in chapters:
         table.add_row(f"[bold]{escape(chapter.title)}[/bold]")
         for line in chapter.table:
-            table.add_row(*map(escape, line))
+            table.add_row(*(escape(line[i]) for i in kept))
         table.add_section()
     return table
 

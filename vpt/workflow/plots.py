@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -151,11 +152,10 @@ def confusion(counts: np.ndarray, classes: Sequence[str], look: Look) -> Figure:
     figure = _figure(WIDTH + 0.2)
     axes = figure.subplots()
     share = counts / counts.sum(1, keepdims=True).clip(min=1)
-    axes.imshow(
-        share, cmap=LinearSegmentedColormap.from_list("share", [look.paper, look.lines[0]]), vmin=0, vmax=1
-    )
+    shades = LinearSegmentedColormap.from_list("share", [look.paper, look.lines[0]])
+    axes.imshow(share, cmap=shades, vmin=0, vmax=1)
     for i, j in np.argwhere(counts > 0):
-        colour = look.paper if share[i, j] > 0.5 else look.ink
+        colour = max((look.paper, look.ink), key=partial(_contrast, shades(share[i, j])))
         axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=8.5, color=colour)
     axes.set_xticks(np.arange(len(classes) + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(len(classes) + 1) - 0.5, minor=True)
@@ -169,6 +169,12 @@ def confusion(counts: np.ndarray, classes: Sequence[str], look: Look) -> Figure:
     for side in axes.spines.values():
         side.set_visible(False)
     return figure
+
+
+def _contrast(a: Any, b: Any) -> float:
+    """Contrast ratio of two colours, 1 to 21, as WCAG 2 defines it (gamma rounded to 2.2)."""
+    low, high = sorted(float(np.dot(np.power(to_rgb(c), 2.2), (0.2126, 0.7152, 0.0722))) for c in (a, b))
+    return (high + 0.05) / (low + 0.05)
 
 
 def predictions(shown: Sequence[Shown], look: Look, columns: int = 3) -> Figure:

@@ -33,7 +33,7 @@ MEANINGS = {
     "accuracy, %": "Share of test pictures named rightly: mean ± standard deviation (n - 1) over seeds. A seed "
     "draws the training pictures and their order; within a seed all methods see the same ones.",
     "against head": "Accuracy minus that of the head alone, seed by seed, in points: mean ± standard error. It is "
-    "called ahead or behind where a paired t-test over seeds says so at the level of 5 %, else level.",
+    "called ahead or behind where a paired t-test over seeds says so at the level of 5 %, else unclear.",
     "trained": "Numbers that the optimiser changes, the head's included.",
     "file, kB": "What has to be kept to predict again, besides the frozen network.",
     "seconds": "One run, from reading the pictures to the measured test split; mean over seeds.",
@@ -50,7 +50,7 @@ class Verdict:
 
     points: float
     error: float
-    word: str  # "ahead", "behind" or "level"
+    word: str  # "ahead", "behind" or "unclear"
 
     def __str__(self) -> str:
         spread = "" if isnan(self.error) else f" ± {self.error:.1f}"
@@ -110,7 +110,7 @@ def _by_seed(results: Sequence[Result], name: str, metric: str) -> dict[int, flo
 
 
 def against(results: Sequence[Result], name: str, other: str, metric: str = "top1") -> Verdict:
-    """``name`` minus ``other``, paired by seed; the word is that of a t-test at 5 %, "level" for one seed.
+    """``name`` minus ``other``, paired by seed; the word is that of a t-test at 5 %, "unclear" for one seed.
 
     Raises ValueError where they have no seed in common."""
     ours, theirs = _by_seed(results, name, metric), _by_seed(results, other, metric)
@@ -120,7 +120,7 @@ def against(results: Sequence[Result], name: str, other: str, metric: str = "top
     points = mean(differences)
     error = stdev(differences) / sqrt(len(differences)) if len(differences) > 1 else float("nan")
     clear = len(differences) > 1 and abs(points) > t.ppf(0.975, len(differences) - 1) * error
-    return Verdict(points, error, ("ahead" if points > 0 else "behind") if clear else "level")
+    return Verdict(points, error, ("ahead" if points > 0 else "behind") if clear else "unclear")
 
 
 def table(results: Sequence[Result], base: str) -> list[tuple[str, ...]]:
@@ -156,11 +156,14 @@ def findings(results: Sequence[Result], base: str) -> list[str]:
     if winners:
         said.append(f"A prompt pays here: {', '.join(winners)}.")
     elif prompts:
-        said.append(f"No prompt is clearly ahead of {base}, so that is enough here.")
+        said.append(f"No prompt is clearly ahead of {base} here.")
     for word, told in (
         ("ahead", f"Ahead of {base}"),
         ("behind", f"Behind {base}"),
-        ("level", f"Level with {base}, as far as {rows[0].seeds} seed{'s' * (rows[0].seeds > 1)} can tell"),
+        (
+            "unclear",
+            f"Not clearly different from {base} with {rows[0].seeds} seed{'s' * (rows[0].seeds > 1)}",
+        ),
     ):
         names = [f"{name} ({v} points)" for name, v in verdicts.items() if v.word == word]
         if names:
@@ -187,7 +190,7 @@ def _control(results: Sequence[Result], rows: Sequence[Row]) -> list[str]:
     meaning = {
         "ahead": "the difference is what the rows learned",
         "behind": "learning the rows did harm here",
-        "level": "so at this budget it cannot be said that the rows learned anything useful",
+        "unclear": "so at this budget it cannot be said that the rows learned anything useful",
     }
     return [f"{learned} against {random}: {v} points, {v.word}; {meaning[v.word]}."]
 
