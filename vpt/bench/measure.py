@@ -37,7 +37,10 @@ PEAK_CPU = (
 PEAK_CUDA = "torch.cuda.max_memory_allocated during the work beyond what was allocated before it"
 PLAIN = "median over the turns of the time divided by that of the plain frozen forward of the same turn"
 SHOWN = {"ms_median": 1, "ms_min": 1, "peak_mb": 1, "times_plain": 2, "times_floor": 2}  # digits
-FLOOR = "the same, divided by the time of the work that cannot be avoided (variant 'floor', or the forward)"
+FLOOR = (
+    "the same, divided by the time of variant 'floor' (patches alone, backward to the first prompted layer, the "
+    "last block only for what pooling reads), or of the forward where there is no backward"
+)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vpt.attention import bf16_supported, cast_frozen, fastest_attention
 from vpt.bench.measure import Clock, Key, Work, check_json, in_turns, machine, peak_mb, row, show, write
 from vpt.encode import advance, encode
-from vpt.prompt import Prompt
+from vpt.prompt import Prompt, Site
 from vpt.tasks.device import resolve_device
 from vpt.tower import Stream, Tower
 from vpt.towers.load import load
@@ -110,14 +110,18 @@ class _Subject:
         return run
 
     def floor(self, inputs: Tensor | Stream, stage: str) -> Callable[[], object]:
-        """What rows from ``stage`` on cannot do without: forward, and backward to there, patches alone."""
+        """What rows from ``stage`` on cannot do without: forward, and backward to there, patches alone, the last
+        block only for what pooling reads."""
+        prompted = frozenset(
+            {Site(self.ours.name, stage, "prefix")}
+        )  # else nothing is left out of the last block
 
         def run() -> object:
             with self.arithmetic():
                 with torch.no_grad():
                     low = advance(self.ours, inputs, {}, stage)
                 x = low.x.detach().requires_grad_()
-                loss = self.loss(encode(self.ours, replace(low, x=x)))
+                loss = self.loss(encode(self.ours, replace(low, x=x, written=prompted)))
             return torch.autograd.grad(loss, [x, *self.head.parameters()])
 
         return run
