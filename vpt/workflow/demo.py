@@ -33,7 +33,7 @@ class Budget:
     """What every method gets: pictures a class, passes over them, pictures a step, seeds."""
 
     shots: int = 10
-    epochs: int = 8
+    epochs: int = 6
     batch_size: int = 10
     seeds: Sequence[int] = (1, 2, 3)
 
