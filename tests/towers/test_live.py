@@ -62,3 +62,34 @@ def test_many_tokens_take_the_usual_way(monkeypatch, read):
     x = torch.randn(2, 9, 32)
     same = torch.allclose(step.live(Stream(x), Live((), None, read)).x, block(x)[:, :read], atol=1e-5)
     assert same is (read == 8)  # 8 tokens of 2 heads ask as much as the projections cost
+
+
+@pytest.mark.parametrize("count", [6, 7, 8])  # with 9 tokens: 15, 16 and 17 keys
+def test_keys_that_fill_the_vectors_change_nothing(monkeypatch, count):
+    block, step = opened("bias")
+    attend, seen = live.F.scaled_dot_product_attention, []
+
+    def watch(q, k, v, **options):
+        seen.append(k.shape[-2])
+        return attend(q, k, v, **options)
+
+    monkeypatch.setattr(live.F, "scaled_dot_product_attention", watch)
+    x, rows = torch.randn(2, 9, 32, requires_grad=True), torch.randn(count, 32, requires_grad=True)
+    got = step.live(Stream(x), Live((rows,))).x
+    assert seen == [live.LANES if count < 8 else 2 * live.LANES]
+    want = block(torch.cat([x, rows.expand(2, -1, -1)], 1))[:, :9]
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    weights = torch.linspace(-1, 1, 32)
+    pairs = [torch.autograd.grad((t * weights).square().sum(), [x, rows]) for t in (got, want)]
+    for ours, theirs in zip(*pairs, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_vectors_are_filled_only_where_it_pays():
+    def keys(dtype, *lengths):
+        return [torch.zeros(1, 1, n, 4, dtype=dtype) for n in lengths]
+
+    for given in (keys(torch.float32, 9), keys(torch.float32, 9, 7), keys(torch.bfloat16, 9, 6)):
+        before = len(given)
+        assert live._fill_lanes(given, list(given)) is None
+        assert len(given) == before
