@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -59,6 +60,51 @@ def test_every_method_sees_the_same_split_and_a_second_call_repeats_nothing(
     assert go(2) == both[2:]
     assert not told
     assert len(json.loads((tmp_path / "results.json").read_text())) == 4
+
+
+def test_a_run_that_is_there_takes_the_label_of_the_line_that_asks_for_it(
+    backbone: Backbone, pictures: Path, tmp_path: Path
+) -> None:
+    """Equal settings are one run under any label; other settings never write over it."""
+    data = {"path": str(pictures), "shots": 2, "batch_size": 6}
+
+    def go(*lines: Candidate) -> tuple[list[Result], list[str]]:
+        told: list[str] = []
+        found = compare(
+            backbone, data, lines, out=tmp_path, seeds=[1], recipe=RECIPE, machine=QUIET, told=told.append
+        )
+        assert [r.name for r in found] == [line.name for line in lines]
+        return found, told
+
+    (old,), _ = go(Candidate("vpt-deep", "deep", {"length": 2}))
+    assert go(Candidate("vpt-deep", "two rows", {"length": 2})) == ([replace(old, name="two rows")], [])
+    a, b = go(Candidate("vpt-deep", "a", {"length": 2}), Candidate("vpt-deep", "b", {"length": 2}))[0]
+    assert replace(a, name="b") == b
+    assert [(row.name, row.seeds) for row in summarise([a, b])] == [("a", 1), ("b", 1)]
+
+    # another run under the first one's label, in one comparison with the first one renamed
+    (new, again), told = go(
+        Candidate("vpt-deep", "deep", {"length": 3}), Candidate("vpt-deep", "old", {"length": 2})
+    )
+    assert told == ["deep, seed 1"]
+    assert again == replace(old, name="old")
+    assert new.file != old.file
+    for r, length in ((new, 3), (old, 2)):
+        assert read_header(r.file).about["method"]["options"]["length"] == length
+
+
+def test_folders_have_plain_names_of_their_own(backbone: Backbone, pictures: Path, tmp_path: Path) -> None:
+    data = {"path": str(pictures), "shots": 2, "batch_size": 6}
+    labels = ["head [alone], 1e-3", "head (alone) 1e-3", "../up", "ряд"]
+    lines = [Candidate("linear", label, recipe={"lr": (10.0**-i,)}) for i, label in enumerate(labels, 1)]
+    found = compare(backbone, data, lines, out=tmp_path / "x", seeds=[1], recipe=RECIPE, machine=QUIET)
+    assert [r.name for r in found] == labels
+    folders = [Path(r.file).parents[1] for r in found]
+    assert len(set(folders)) == 4
+    assert {f.parent for f in folders} == {tmp_path / "x"}
+    assert all(re.fullmatch(r"[A-Za-z0-9.-]+", f.name) for f in folders)
+    assert [f.name for f in folders][::2] == ["head-alone-1e-3", "up"]
+    assert folders[1].name.startswith("head-alone-1e-3-")
 
 
 def test_names_that_meet_and_options_that_no_method_has_are_refused_before_anything_runs(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -72,8 +74,9 @@ def compare(
     """Run every candidate with every seed; each seed has one split, the same for all candidates.
 
     data: options of ImageData without the seed.  out: folder; ``results.json`` there is written after every run, and
-    a run that it holds is not repeated.  search: choose among several learning rates on val for every seed, or for
-    the first one only, whose choice the others take (cheaper; the label says so).  seen: called after each new run.
+    a run that it holds is not repeated: equal settings are one run, whatever they are called.  search: choose among
+    several learning rates on val for every seed, or for the first one only, whose choice the others take (cheaper;
+    the label says so).  seen: called after each new run.
     """
     out = Path(out)
     names = [c.name for c in candidates]
@@ -82,34 +85,43 @@ def compare(
     for c in candidates:
         build_method(c.method, backbone.towers, c.options)  # all are refused before the first one runs
     file = out / "results.json"
-    done = [Result(**r) for r in json.loads(file.read_text())] if file.is_file() else []
+    kept = [Result(**r) for r in json.loads(file.read_text())] if file.is_file() else []
+    done = {r.protocol["run"]: r for r in kept}
     for seed in seeds:
         for c in candidates:
             key = _key(backbone, data, c, seed, recipe)
-            if any(r.protocol.get("run") == key for r in done):
+            if key in done:
                 continue
             told(f"{c.name}, seed {seed}")
-            folder = out / c.name.replace(" ", "-") / f"seed{seed}"
+            folder = _folder(out, c.name, seed, key, done.values())
             module = ImageData(**{**data, "seed": seed})
             own = replace(recipe, **c.recipe)
             if search == "first seed" and seed != seeds[0]:
-                known = next(
-                    r for r in done if r.protocol["run"] == _key(backbone, data, c, seeds[0], recipe)
-                )
-                own = replace(own, lr=(known.lr,))
+                own = replace(own, lr=(done[_key(backbone, data, c, seeds[0], recipe)].lr,))
             tuned = fit(backbone, module, c.method, c.options, own, replace(machine, out=str(folder)))
-            result = _result(c, tuned, seed, folder, key)
-            done.append(result)
-            write_atomically(file, json.dumps([asdict(r) for r in done], indent=1).encode())
-            seen(tuned, result)
-    wanted = {_key(backbone, data, c, s, recipe) for c in candidates for s in seeds}
-    return [r for r in done if r.protocol.get("run") in wanted]
+            done[key] = _result(c, tuned, seed, folder, key)
+            write_atomically(file, json.dumps([asdict(r) for r in done.values()], indent=1).encode())
+            seen(tuned, done[key])
+    # under the names that this comparison gives, whatever they were called when they ran
+    return [
+        replace(done[_key(backbone, data, c, seed, recipe)], name=c.name)
+        for seed in seeds
+        for c in candidates
+    ]
 
 
 def _key(backbone: Backbone, data: Mapping[str, Any], c: Candidate, seed: int, recipe: Recipe) -> str:
     """What a run is: equal keys are the same run."""
     facts = [backbone.name, dict(data), c.method, dict(c.options), asdict(replace(recipe, **c.recipe)), seed]
     return json.dumps(facts, sort_keys=True)
+
+
+def _folder(out: Path, name: str, seed: int, key: str, done: Iterable[Result]) -> Path:
+    """Where a run is written: its label in plain letters, and more where another run lies there."""
+    plain = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.") or "run"
+    if any(Path(r.file).parts[-3:-1] == (plain, f"seed{seed}") for r in done):
+        plain += "-" + hashlib.sha256(key.encode()).hexdigest()[:8]
+    return out / plain / f"seed{seed}"
 
 
 def _result(c: Candidate, tuned: Tuned, seed: int, folder: Path, key: str) -> Result:
