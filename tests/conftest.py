@@ -8,10 +8,13 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 # threads that wait by spinning made this suite 6 times slower beside other work on the machine
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from vpt.tower import Tower
@@ -59,3 +62,26 @@ def tower() -> Tower:
 def images() -> Tensor:
     """Three pictures [3, 3, 32, 32]."""
     return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220)}
+
+
+def _paint(
+    root: Path, counts: Mapping[str, int], noise: int, colours: Mapping[str, tuple[int, int, int]] = COLOURS
+) -> Path:
+    rng = np.random.default_rng(0)
+    for split, count in counts.items():
+        for name, colour in colours.items():
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                picture = (np.array(colour) + rng.integers(-noise, noise, (32, 32, 3))).clip(0, 255)
+                Image.fromarray(picture.astype("uint8")).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def paint() -> Callable[..., Path]:
+    """paint(root, {"train": 12}, noise): 12 noisy pictures a colour as ROOT/train/COLOUR/0.png ..., 32 px."""
+    return _paint

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "sky [blue]": (50, 60, 220)}
@@ -26,17 +25,10 @@ class Trained(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(tmp_path_factory: pytest.TempPathFactory, paint: Callable[..., Path]) -> Trained:
     from vpt.cli import main
 
-    root, rng = tmp_path_factory.mktemp("cli"), np.random.default_rng(0)
-    for name, colour in COLOURS.items():
-        folder = root / "pictures" / name
-        folder.mkdir(parents=True)
-        for i in range(10):
-            noise = rng.integers(-40, 40, (32, 32, 3))
-            picture = (np.array(colour) + noise).clip(0, 255).astype("uint8")
-            Image.fromarray(picture).save(folder / f"{i}.png")
+    root = paint(tmp_path_factory.mktemp("cli"), {"pictures": 10}, noise=40, colours=COLOURS)
     torch.manual_seed(0)
     model = timm.create_model("test_vit")
     for p in model.parameters():

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 
 from vpt.towers.load import Backbone, preprocessing_of
 from vpt.towers.vit import open_timm
-
-COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220)}
 
 
 @pytest.fixture
@@ -34,19 +30,9 @@ def backbone() -> Backbone:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pictures(tmp_path_factory: pytest.TempPathFactory, paint: Callable[..., Path]) -> Path:
     """Noisy pictures of three colours in train, val and test folders."""
-    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    for split, count in (("train", 12), ("val", 6), ("test", 6)):
-        for name, colour in COLOURS.items():
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                noise = rng.integers(-40, 40, (32, 32, 3))
-                Image.fromarray((np.array(colour) + noise).clip(0, 255).astype("uint8")).save(
-                    folder / f"{i}.png"
-                )
-    return root
+    return paint(tmp_path_factory.mktemp("pictures"), {"train": 12, "val": 6, "test": 6}, noise=40)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -108,25 +109,36 @@ class Killed(Exception):
     """Stands for a kill in the middle of an epoch."""
 
 
+@pytest.fixture
+def killed(monkeypatch):
+    """with killed(5): what trains there dies before step 5, and what comes after does not."""
+    step = PromptTask.training_step
+
+    @contextmanager
+    def at(last):
+        def dies(self, batch, i):
+            if self.global_step == last:
+                raise Killed
+            return step(self, batch, i)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(PromptTask, "training_step", dies)
+            with pytest.raises(Killed):
+                yield
+
+    return at
+
+
 @pytest.mark.parametrize(
     "options", [{"augment": "crop", "dropout": 0.1}, {"augment": "flip", "views": 2, "layers": "1..2"}]
 )
-def test_a_killed_run_resumes_to_the_same_bits(backbone, pictures, tmp_path, monkeypatch, options):
+def test_a_killed_run_resumes_to_the_same_bits(backbone, pictures, tmp_path, monkeypatch, killed, options):
     options = {"epochs": 4, "lr": (0.01, 0.03), "length": 3, "checkpoint_every": 1, **options, **QUIET}
     whole = tune(backbone, str(pictures), "vpt-deep", out=str(tmp_path / "whole"), **options)
-    step = PromptTask.training_step
-
-    def dies(self, batch, i):
-        if self.global_step == 6:
-            raise Killed
-        return step(self, batch, i)
-
-    monkeypatch.setattr(PromptTask, "training_step", dies)
-    with pytest.raises(Killed):
+    with killed(6):
         tune(backbone, str(pictures), "vpt-deep", out=str(tmp_path / "cut"), **options)
     assert not (tmp_path / "cut" / "prompts.safetensors").exists()
-    monkeypatch.setattr(PromptTask, "training_step", step)
-    steps = []
+    steps, step = [], PromptTask.training_step
     monkeypatch.setattr(
         PromptTask, "training_step", lambda self, b, i: (steps.append(self.global_step), step(self, b, i))[1]
     )
@@ -136,28 +148,16 @@ def test_a_killed_run_resumes_to_the_same_bits(backbone, pictures, tmp_path, mon
     assert whole.prompts.about["train"]["history"] == again.prompts.about["train"]["history"]
 
 
-def test_a_stopped_run_of_another_configuration_is_refused(backbone, pictures, tmp_path, monkeypatch):
-    step = PromptTask.training_step
-    monkeypatch.setattr(
-        PromptTask,
-        "training_step",
-        lambda self, b, i: (_ for _ in ()).throw(Killed()) if self.global_step == 2 else step(self, b, i),
-    )
+def test_a_stopped_run_of_another_configuration_is_refused(backbone, pictures, tmp_path, killed):
     options = {"epochs": 2, "checkpoint_every": 1, "out": str(tmp_path), **QUIET}
-    with pytest.raises(Killed):
+    with killed(2):
         tune(backbone, str(pictures), "vpt-deep", length=3, **options)
     with pytest.raises(ValueError, match="stopped run with another method"):
         tune(backbone, str(pictures), "vpt-deep", length=5, **options)
 
 
-def test_a_checkpoint_holds_only_what_learned(backbone, pictures, tmp_path, monkeypatch):
-    step = PromptTask.training_step
-    monkeypatch.setattr(
-        PromptTask,
-        "training_step",
-        lambda self, b, i: (_ for _ in ()).throw(Killed()) if self.global_step == 2 else step(self, b, i),
-    )
-    with pytest.raises(Killed):
+def test_a_checkpoint_holds_only_what_learned(backbone, pictures, tmp_path, killed):
+    with killed(2):
         tune(backbone, str(pictures), "vpt-deep", length=3, checkpoint_every=1, out=str(tmp_path), **QUIET)
     kept = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
     assert sum(t.numel() for t in kept.values()) == 3 * 3 * 32 + 3 * 32 + 3

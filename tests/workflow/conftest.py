@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 
 from vpt.towers.load import Backbone, load
 from vpt.workflow.compare import Result
-
-COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220)}
 
 
 @pytest.fixture(scope="session")
@@ -31,19 +27,9 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pictures(tmp_path_factory: pytest.TempPathFactory, paint: Callable[..., Path]) -> Path:
     """Noisy pictures of three colours in train, val and test folders."""
-    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    for split, count in (("train", 6), ("val", 3), ("test", 5)):
-        for name, colour in COLOURS.items():
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                noise = rng.integers(-60, 60, (32, 32, 3))
-                Image.fromarray((np.array(colour) + noise).clip(0, 255).astype("uint8")).save(
-                    folder / f"{i}.png"
-                )
-    return root
+    return paint(tmp_path_factory.mktemp("pictures"), {"train": 6, "val": 3, "test": 5}, noise=60)
 
 
 @pytest.fixture
