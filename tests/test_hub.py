@@ -151,7 +151,11 @@ ABOUT: dict[str, Any] = {
         "seed": 4,
         "counts": {"train": 32, "test": 1234},
     },
-    "train": {"lr": 0.01, "epochs": 7, "command": "vpt fit --data /home/me/secret"},
+    "train": {"lr": 0.01, "epochs": 7},
+}
+SECRET = {
+    "train": {**ABOUT["train"], "command": "vpt fit --data /home/me/secret"},
+    "backbone": {**ABOUT["backbone"], "weights": "/home/me/secret/vit.pth"},
 }
 
 
@@ -175,6 +179,30 @@ def test_what_is_pushed_comes_back_bit_for_bit(hub: Hub, tmp_path: Path) -> None
     assert got == Path("flowers.safetensors")
     assert got.read_bytes() == file.read_bytes()
     assert pull("me/flowers", out=tmp_path / "new" / "mine.safetensors").read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("folder", ["/home/me/secret/", "C:\\me\\secret\\", "secret/", ""])
+def test_what_goes_up_names_no_folder_of_this_machine(hub: Hub, tmp_path: Path, folder: str) -> None:
+    changed = {**SECRET, "backbone": {**SECRET["backbone"], "weights": f"{folder}vit.pth"}}
+    file = write(tmp_path / "made.safetensors", **changed)
+    before = file.read_bytes()
+    push(file, "me/flowers")
+    assert file.read_bytes() == before
+    assert all(b"secret" not in data for data in hub.repos["me/flowers"].values())
+    own, got = PromptSet.load(file), PromptSet.load(pull("me/flowers"))  # whole: its check holds
+    assert {k: t.tolist() for k, t in got.tensors().items()} == {
+        k: t.tolist() for k, t in own.tensors().items()
+    }
+    assert got.about["backbone"] == {**ABOUT["backbone"], "weights": "vit.pth"}
+    assert got.about["train"] == ABOUT["train"]
+    same = own.about.keys() - {"backbone", "train"}
+    assert same == got.about.keys() - {"backbone", "train"}
+    assert all(own.about[k] == got.about[k] for k in same)
+    assert b"weights=FILE" in hub.repos["me/flowers"]["README.md"]
+    again = tmp_path / "again.safetensors"
+    again.write_bytes(hub.repos["me/flowers"]["prompts.safetensors"])
+    push(again, "me/again")
+    assert hub.repos["me/again"]["prompts.safetensors"] == again.read_bytes()
 
 
 def test_a_second_push_replaces_and_a_private_one_says_so(hub: Hub, tmp_path: Path) -> None:
@@ -277,7 +305,8 @@ def test_offline_it_says_so_and_uses_what_was_fetched_before(
 
 
 def test_the_card_says_what_the_file_says(tmp_path: Path) -> None:
-    text = card(read_header(write(tmp_path / "a.safetensors")), "me/flowers")
+    secret = {"train": SECRET["train"]}
+    text = card(read_header(write(tmp_path / "a.safetensors", **secret)), "me/flowers")
     assert front(text) == {
         "base_model": "timm/vit_tiny_patch16_224.augreg_in21k",
         "datasets": ["uoft-cs/cifar10"],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCardData, get_token
@@ -23,7 +25,7 @@ from huggingface_hub.utils import validate_repo_id
 from jinja2 import ChainableUndefined, Environment
 from markupsafe import Markup
 
-from vpt.header import BadPromptFile, Header, read_header
+from vpt.header import BLANK, BadPromptFile, Header, read_header, sealed
 
 __all__ = ["FILE", "HubError", "card", "pull", "push"]
 
@@ -60,6 +62,9 @@ def push(
 ) -> str:
     """Upload a prompt file as ``prompts.safetensors`` with a card as ``README.md``, in one commit.
 
+    What goes up names no folder of this machine: the command that trained is left out, and of a local checkpoint the
+    file's name is kept. The file here stays as it is.
+
     repo: USER/NAME, made where it is not there.  private: of a repository that is made now.
     token: else the one that ``hf auth login`` or HF_TOKEN left.
     Returns the address. Raises FileNotFoundError or BadPromptFile before anything is sent, and HubError.
@@ -74,13 +79,32 @@ def push(
     if not (token or get_token()):
         raise HubError(f"pushing to {repo} needs a token, and there is none. {LOGIN}")
     api = HfApi(token=token)
-    data = Path(path).read_bytes()
+    header, data = _public(header)
     with _explained(repo, "write to it"):
         full = api.create_repo(repo, private=private or None, exist_ok=True).repo_id
         files = {FILE: data, "README.md": card(header, full).encode()}
         operations = [CommitOperationAdd(name, data) for name, data in files.items()]
         api.create_commit(full, operations, commit_message=message)
     return f"{api.endpoint}/{full}"
+
+
+def _public(header: Header) -> tuple[Header, bytes]:
+    """The file without what tells of the machine it was made on; its bytes as they are where it tells nothing."""
+    data, about = Path(header.path).read_bytes(), dict(header.about)
+    if train := _mapping(about, "train"):
+        about["train"] = {k: v for k, v in train.items() if k != "command"}
+    if weights := _mapping(about, "backbone").get("weights"):
+        name = PureWindowsPath(str(weights)).name  # cuts at both kinds of slash
+        about["backbone"] = {**about["backbone"], "weights": name}
+    if about == header.about:
+        return header, data
+    end = 8 + int.from_bytes(data[:8], "little")
+    tensors = json.loads(data[8:end])
+    tensors["__metadata__"] = {**tensors["__metadata__"], "vpt": json.dumps(about), "check": BLANK}
+    text = json.dumps(tensors, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at multiples of 8 bytes
+    data = sealed(len(text).to_bytes(8, "little") + text + data[end:])
+    return replace(header, about=about, bytes=len(data)), data
 
 
 def pull(
