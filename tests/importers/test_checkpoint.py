@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vpt.importers import read_checkpoint
-from vpt.importers.checkpoint import _Archive
+from vpt.importers.checkpoint import Record, _Archive, read_pickle
 
 STATE = {
     "a": torch.arange(12.0).view(3, 4).mT,  # not contiguous
@@ -241,3 +241,52 @@ def test_altered_files_are_read_or_refused_and_load_no_module(
     with contextlib.suppress(ValueError):  # any other error fails
         read_checkpoint(path)
     assert not {m for m in set(sys.modules) - before if not m.startswith(("torch", "numpy", "encodings"))}
+
+
+class Datum:
+    """As Dassl pickles a picture of a split."""
+
+    def __init__(self, path: str, label: int) -> None:
+        self._impath, self._label = path, label
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_a_plain_pickle_gives_containers_and_the_records_asked_for(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "shot_1-seed_1.pkl"
+    held = {"train": [Datum("a/0.jpg", 0), Datum("b/1.jpg", 1)], "odd": Odd(), "n": (1, 2.5, None, "x")}
+    path.write_bytes(pickle.dumps(held, protocol=protocol))
+    found = read_pickle(path, [f"{Datum.__module__}.Datum"])
+    assert found["train"] == [{"_impath": "a/0.jpg", "_label": 0}, {"_impath": "b/1.jpg", "_label": 1}]
+    assert {type(item) for item in found["train"]} == {Record}
+    assert (found["n"], type(found["odd"]).__name__) == ((1, 2.5, None, "x"), "_Inert")
+    assert {type(item).__name__ for item in read_pickle(path)["train"]} == {"_Inert"}
+
+
+@pytest.mark.parametrize("which", range(11))
+def test_nothing_in_a_plain_pickle_is_executed(tmp_path: Path, which: int) -> None:
+    target = tmp_path / "ran"
+    with contextlib.suppress(ValueError):  # tensors need the records of torch.save, which a pickle lacks
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps({"x": hostile(tmp_path, target)[which], "n": 3}))
+        assert read_pickle(tmp_path / "a.pkl", ["builtins.exec"])["n"] == 3
+    assert not target.exists()
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_damaged_pickle_is_read_or_refused(data: st.DataObject, tmp_path_factory: Any) -> None:
+    path = tmp_path_factory.mktemp("pickle") / "a.pkl"
+    good = pickle.dumps({"train": [Datum("a/0.jpg", 0)] * 2, "val": []}, protocol=5)
+    at = data.draw(st.integers(0, len(good)))
+    path.write_bytes(
+        good[:at] + data.draw(st.binary(max_size=8)) + good[data.draw(st.integers(at, len(good))) :]
+    )
+    with contextlib.suppress(ValueError):
+        read_pickle(path, [f"{Datum.__module__}.Datum"])
+
+
+def test_no_pickle_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no pickle .*gone\.pkl"):
+        read_pickle(tmp_path / "gone.pkl")
+    (tmp_path / "a.pkl").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"a\.pkl cannot be read as a pickle"):
+        read_pickle(tmp_path / "a.pkl")

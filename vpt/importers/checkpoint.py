@@ -1,4 +1,4 @@
-"""Reads what ``torch.save`` wrote without executing it.
+"""Reads what ``torch.save`` or ``pickle`` wrote without executing it.
 
 Tensors come through ``torch.load(weights_only=True)``. Where that is not enough (numpy arrays and scalars,
 pickled
@@ -16,14 +16,14 @@ import pickle
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["read_checkpoint"]
+__all__ = ["Record", "read_checkpoint", "read_pickle"]
 
 MAX_BYTES = 8 * 2**30  # the largest backbone with its optimiser; a prompt file has kilobytes
 
@@ -52,6 +52,26 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
             return _Archive(archive).read()
     except Exception as error:
         raise ValueError(f"{path} cannot be read as a checkpoint: {str(error)[:200]}") from None
+
+
+def read_pickle(path: str | os.PathLike[str], records: Collection[str] = ()) -> Any:
+    """What a plain pickle file holds: containers, numbers and words; other objects as stand-ins that do nothing.
+
+    records: full names of classes whose objects are wanted as dictionaries of their attributes (``Record``).
+    Raises FileNotFoundError, or ValueError for a file that is none or is damaged.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no pickle {str(path)!r}.")
+    if Path(path).stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path} is larger than {MAX_BYTES >> 30} GiB, which no list of pictures is.")
+    try:
+        return _Reader(io.BytesIO(Path(path).read_bytes()), dict.fromkeys(records, Record)).load()
+    except Exception as error:  # a forged file can raise anything
+        raise ValueError(f"{path} cannot be read as a pickle: {str(error)[:200]}") from None
+
+
+class Record(dict[str, Any]):
+    """The attributes of an object whose class was asked for by name."""
 
 
 class _BadFile(Exception):
@@ -163,10 +183,14 @@ class _Reader(_Machine):
     The Python one, because the C one sets attributes of what it finds, and takes memory for forged numbers.
     """
 
+    def __init__(self, file: io.BytesIO, builders: Mapping[str, Callable[..., Any]] = BUILDERS) -> None:
+        super().__init__(file)
+        self.builders = builders
+
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
-        if full in BUILDERS:
-            return _Call(BUILDERS[full])
+        if full in self.builders:
+            return _Call(self.builders[full])
         if module.partition(".")[0] == "torch" and name.endswith("Storage"):
             dtype = getattr(torch, STORAGES.get(name[:-7], name[:-7].lower()), None)
             if isinstance(dtype, torch.dtype):
@@ -193,6 +217,8 @@ class _Reader(_Machine):
             built.order = state[1]
         elif type(built) is Tensor:
             built.data = _array(*state)
+        elif type(built) is Record and type(state) is dict:
+            built.update(state)
 
     dispatch: ClassVar[dict[int, Any]] = {
         **_Machine.dispatch,
