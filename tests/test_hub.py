@@ -215,7 +215,7 @@ def test_a_second_push_replaces_and_a_private_one_says_so(hub: Hub, tmp_path: Pa
 
 def test_a_name_without_user_goes_to_ones_own_account(hub: Hub, tmp_path: Path) -> None:
     assert push(write(tmp_path / "a.safetensors"), "flowers") == f"{hub.url}/me/flowers"
-    assert b'vpt.hub.pull("me/flowers")' in hub.repos["me/flowers"]["README.md"]
+    assert b'vpt.pull("me/flowers")' in hub.repos["me/flowers"]["README.md"]
 
 
 def test_what_is_no_prompt_set_is_refused_before_any_call(hub: Hub, tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_the_card_says_what_the_file_says(tmp_path: Path) -> None:
         assert line in text.splitlines(), line
     code = text.split("```python\n")[1].split("```")[0]
     compile(code, "card", "exec")
-    assert 'vpt.hub.pull("me/flowers")' in code
+    assert 'vpt.pull("me/flowers")' in code
     assert len(code.splitlines()) == 3
     assert "secret" not in text  # the command holds paths of one's own machine
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vpt.encode import encode, tap
+    from vpt.hub import pull, push
     from vpt.methods import methods
     from vpt.prompt import Context, Prompt, Site
     from vpt.promptset import PromptSet
@@ -31,6 +32,8 @@ _HOMES = {
     "load": "vpt.towers.load",
     "load_prompts": "vpt.tasks.tuned",
     "methods": "vpt.methods",
+    "pull": "vpt.hub",
+    "push": "vpt.hub",
     "tap": "vpt.encode",
     "tune": "vpt.tasks.tune",
 }
@@ -46,6 +49,8 @@ __all__ = [
     "load",
     "load_prompts",
     "methods",
+    "pull",
+    "push",
     "tap",
     "tune",
 ]

@@ -267,8 +267,8 @@ They were learned on a local checkpoint of it, which `load_prompts` takes as its
 {% endif %}
 
 ```python
-import vpt, vpt.hub
-tuned = vpt.load_prompts(vpt.hub.pull("{{ repo }}"))
+import vpt
+tuned = vpt.load_prompts(vpt.pull("{{ repo }}"))
 print(tuned.predict("picture.jpg"))
 ```
 
