@@ -255,10 +255,10 @@ def tap(
     return found
 
 
-def encode_grid(tower: Tower, s: Stream, rows: Rows) -> Tensor:
+def encode_grid(tower: Tower, s: Stream, rows: Rows, *, live: bool = True) -> Tensor:
     """K sets of rows [K, n, width] with each of C sequences: [K, C, out]. Rows [n, width] serve all sets."""
     own, count = {k: r for k, r in rows.items() if k.tower == tower.name}, len(s.x)
     sets = max((len(r) for r in own.values() if r.ndim == 3), default=1)
     own = {k: r.repeat_interleave(count, 0) if r.ndim == 3 else r for k, r in own.items()}
     s = s.samples(lambda t: t.repeat(sets, *[1] * (t.ndim - 1)))
-    return encode(tower, s, own).unflatten(0, (sets, count))
+    return encode(tower, s, own, live=live).unflatten(0, (sets, count))

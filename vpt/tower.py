@@ -9,14 +9,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from vpt.prompt import Site
 
-__all__ = ["Block", "Live", "Step", "Stream", "Tower"]
+__all__ = ["Block", "Live", "Reading", "Step", "Stream", "Tower"]
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,20 @@ def _start(x: Tensor) -> Stream:
     return Stream(x)
 
 
+class Reading(NamedTuple):
+    """How a text tower reads sentences.
+
+    context: positions that it has.  pad: id behind the end token.
+    causal: a token sees nothing behind it and features are read at the end token: sentences can be packed.
+    cuts: what stands behind the longest sentence of a batch is not seen and can be left out.
+    """
+
+    context: int
+    pad: int = 0
+    causal: bool = False
+    cuts: bool = False
+
+
 @dataclass(frozen=True)
 class Tower:
     """One frozen encoder laid open. ``steps[i]`` reads ``stages[i]`` and leaves ``stages[i + 1]``.
@@ -163,6 +177,7 @@ class Tower:
     closed: why no rows can enter the sequence; empty for an open tower.
     learns_from: lowest stage whose step holds weights that learn (baselines only).
     reads_rows: pooling reads the outputs of rows, so they stay alive to the end.
+    reading: how a text tower reads; None for pictures.
     """
 
     name: str
@@ -184,6 +199,7 @@ class Tower:
     closed: str = ""
     learns_from: str | None = None
     reads_rows: bool = False
+    reading: Reading | None = None
 
     @property
     def depth(self) -> int:

@@ -42,7 +42,7 @@ def test_few_tokens_equal_the_whole_block(monkeypatch, kind, sets, read):
     rows = [torch.randn(shape, requires_grad=True) for shape in sets]
     whole = block(torch.cat([x, *[r.expand(2, -1, -1) for r in rows]], 1))
     want = live._take(whole, read)
-    monkeypatch.setattr(live, "_project", lambda *_: pytest.fail("keys and values were computed"))
+    monkeypatch.setattr(live, "project", lambda *_: pytest.fail("keys and values were computed"))
     if block.attn.qkv is None or type(block.attn.k_norm) is not nn.Identity:
         monkeypatch.undo()  # such blocks compute them
     got = step.live(Stream(x), Live(tuple(rows), None, read)).x

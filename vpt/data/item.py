@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -58,6 +58,20 @@ class Source(Protocol):
 
     def read(self, item: Item) -> bytes | Image.Image:
         """Encoded bytes, or a picture where the source keeps no encoded files."""
+
+
+@runtime_checkable
+class Published(Protocol):
+    """A source whose splits and few-shot samples are published."""
+
+    @property
+    def origin(self) -> Mapping[str, str]:
+        """Where each split comes from, in words for the protocol."""
+
+    def sample(
+        self, shots: int, seed: int, val_shots: int | None = None
+    ) -> tuple[dict[str, list[Item]], dict[str, str]]:
+        """Train, and val where the source has one, with the words for each."""
 
 
 @dataclass(frozen=True)

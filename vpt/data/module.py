@@ -6,18 +6,19 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
+from torch.utils.data import Subset as Share
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from vpt.data.item import DataError
 from vpt.data.order import BatchOrder, process, seed_of
 from vpt.data.pictures import Augment, Decoded, Pictures, eval_transform, train_transform
-from vpt.data.plan import Draw, Plan, plan
+from vpt.data.plan import Draw, Plan, Subset, plan
 from vpt.data.report import Report, survey
 from vpt.data.sources import open_source
 from vpt.data.splits import split_hash
@@ -32,7 +33,7 @@ class ImageData(L.LightningDataModule):
     multi-hot; index int64 [B], the place in the split's list; view int64 [B]; key, B strings.
 
     Args:
-        path: folder, manifest, shards, "torchvision:NAME", "digits" or "emoji" (see ``open_source``).
+        path: folder, manifest, shards, "torchvision:NAME", "coop:NAME", "digits" or "emoji" (see ``open_source``).
         shots: pictures a class for training, sampled as in CoOp; None takes all.
         seed: of splits, samples, order and views.
         batch_size: of one global batch; W processes get a W-th each.
@@ -42,8 +43,10 @@ class ImageData(L.LightningDataModule):
         views: 0 for a fresh view every epoch; V for V fixed views, epoch e shows view e % V.
         weighted: draw training pictures so that classes weigh alike.
         workers: loader processes. skip_unreadable: leave damaged pictures out instead of refusing.
-        root: folder for downloads and indexed shards.
+        root: folder for downloads and indexed shards; for "coop:NAME" the one that holds the data sets.
         val_shots: pictures a class for val, by default min(shots, 4).
+        subset: all classes, the first half of them (base, the larger where their number is odd) or the rest (novel),
+            numbered from 0; splits and samples are drawn over all classes first.
 
     Raises DataError, from ``setup``, for data that cannot be trained on.
     """
@@ -65,14 +68,17 @@ class ImageData(L.LightningDataModule):
         skip_unreadable: bool = False,
         root: str | None = None,
         val_shots: int | None = None,
+        subset: Subset = "all",
     ):
         super().__init__()
         if batch_size < 1 or views < 0 or workers < 0:
             raise ValueError(
                 f"batch_size {batch_size}, views {views}, workers {workers}: wanted >= 1, >= 0, >= 0."
             )
+        if subset not in get_args(Subset):
+            raise ValueError(f"subset is {subset!r}, wanted one of {', '.join(get_args(Subset))}.")
         self.path, self.root, self.seed, self.batch_size = path, root, seed, batch_size
-        self.draw = Draw(shots, val_shots, seed, val, test, split_file)
+        self.draw = Draw(shots, val_shots, seed, val, test, split_file, subset)
         self.augment, self.views, self.weighted = augment, views, weighted
         self.workers, self.skip_unreadable = workers, skip_unreadable
         self._preprocess: dict[str, Any] | None = None
@@ -93,7 +99,8 @@ class ImageData(L.LightningDataModule):
         if self.skip_unreadable:
             unreadable = survey(source, source.splits(), decoded).unreadable
         drawn = plan(source, self.draw, frozenset(key for key, _ in unreadable))
-        report = survey(source, {name: items for name, items in drawn.parts.items() if items}, decoded)
+        found = {name: items for name, items in drawn.parts.items() if items}
+        report = survey(source, found, decoded, drawn.classes)
         report.refuse_unreadable()
         report.unreadable.extend(unreadable)
         if self.weighted and source.multilabel:
@@ -104,8 +111,10 @@ class ImageData(L.LightningDataModule):
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Names of the labels; with a subset, of its classes only."""
         self.setup()
-        return self._source.classes
+        assert self._plan is not None
+        return self._plan.classes
 
     @property
     def multilabel(self) -> bool:
@@ -124,6 +133,11 @@ class ImageData(L.LightningDataModule):
         if self._preprocess is None:
             raise RuntimeError(
                 "the data do not know the network's preprocessing yet: call bind(config) first."
+            )
+        if not self._plan.parts[split]:
+            raise DataError(
+                f"{self._source.name} has no {split} pictures ({', '.join(k for k, v in self._plan.parts.items() if v)} "
+                "only). Take data that have them."
             )
         make = partial(train_transform, augment=self.augment) if augmented else eval_transform
         return Pictures(
@@ -156,7 +170,7 @@ class ImageData(L.LightningDataModule):
         """Every picture once; process r of W takes every W-th, from the r-th on."""
         rank, world = process()
         pictures = self.pictures(split)
-        share = Subset(pictures, range(rank, len(pictures), world))
+        share = Share(pictures, range(rank, len(pictures), world))
         # by keyword, because Lightning makes the loader anew for predict
         return DataLoader(share, batch_size=max(1, self.batch_size // world), num_workers=self.workers)
 
@@ -193,6 +207,7 @@ class ImageData(L.LightningDataModule):
         return {
             "data": self._source.name,
             "classes": len(self.classes),
+            "subset": self.draw.subset,
             "shots": self.draw.shots,
             "val": self.draw.val,
             "test": self.draw.test,

@@ -64,13 +64,19 @@ class Report:
             yield f"warning: {len(self.doubles)} picture(s) occur in two splits: {pairs}"
 
 
-def survey(source: Source, splits: Mapping[str, Sequence[Item]], decoded: Decoded | None = None) -> Report:
+def survey(
+    source: Source,
+    splits: Mapping[str, Sequence[Item]],
+    decoded: Decoded | None = None,
+    classes: tuple[str, ...] | None = None,
+) -> Report:
     """Read every item once and tell what is there; nothing is refused here.
 
-    decoded: keeps what was decoded on the way. Above DECODE_LIMIT items only headers are read, and the same
+    decoded: keeps what was decoded on the way. classes: names of the labels, by default the source's. Above DECODE_LIMIT items only headers are read, and the same
     content in two splits is not looked for.
     """
     decoded = decoded or Decoded(source, budget=0)
+    classes = classes or source.classes
     total = sum(len(items) for items in splits.values())
     checked: Literal["decoded", "headers"] = "decoded" if total <= DECODE_LIMIT else "headers"
     seen: dict[str, str] = {}
@@ -88,8 +94,8 @@ def survey(source: Source, splits: Mapping[str, Sequence[Item]], decoded: Decode
                     doubles.append((first, f"{split}/{item.key}"))
     return Report(
         source.name,
-        source.classes,
-        {split: _count(items, source.classes) for split, items in splits.items()},
+        classes,
+        {split: _count(items, classes) for split, items in splits.items()},
         _spread(sizes),
         unreadable,
         doubles,

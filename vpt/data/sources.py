@@ -12,7 +12,8 @@ __all__ = ["DataError", "Files", "Item", "Source", "cache_folder", "open_source"
 
 KINDS = (
     "a folder of class folders, a .csv or .parquet manifest, WebDataset shards "
-    "(DIR, 'train-{000000..000007}.tar', 'shards/*.tar.gz', URLs), torchvision:NAME, digits, or emoji"
+    "(DIR, 'train-{000000..000007}.tar', 'shards/*.tar.gz', URLs), torchvision:NAME, coop:NAME with the root "
+    "that holds the sets of the CoOp line of work, digits, or emoji"
 )
 
 
@@ -24,7 +25,8 @@ def cache_folder(root: str | Path | None = None) -> Path:
 def open_source(data: str | Path, root: str | Path | None = None) -> Source:
     """The source that ``data`` names; raises DataError when there is none, or when it is empty.
 
-    root: folder for downloads and indexed shards, see ``cache_folder``.
+    root: folder for downloads and indexed shards, see ``cache_folder``; for coop:NAME the folder that holds
+    ``caltech-101/`` and the like.
     """
     text, path = str(data), Path(data)
     if text == "digits" and not path.exists():
@@ -35,6 +37,10 @@ def open_source(data: str | Path, root: str | Path | None = None) -> Source:
         from vpt.data.bundled import TorchVision
 
         return TorchVision(text.removeprefix("torchvision:"), cache_folder(root) / "torchvision")
+    if text.startswith("coop:"):
+        from vpt.data.coop import open_coop
+
+        return open_coop(text.removeprefix("coop:"), root)
     if text == "emoji" and not path.exists():
         return open_source(Path(__file__).parent / "emoji")
     if path.suffix.lower() in (".csv", ".parquet"):

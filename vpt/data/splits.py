@@ -28,7 +28,7 @@ def few_shot(
 
     Order: classes as they first appear in ``items``; of each, ``random.Random(seed).sample`` over its items
     in file order, one stream for all. Pass a Random to go on with a stream (CoOp draws val after train).
-    A class with fewer items is refused, or taken whole with ``fewer``.
+    A class with fewer items is refused, or with ``fewer`` taken whole, in file order, and the stream not used.
     """
     if shots < 1:
         raise DataError(f"shots is {shots}, but at least 1 picture a class is needed.")
@@ -49,7 +49,8 @@ def few_shot(
             f"{shots} pictures a class asked for, but {len(short)} of {len(groups)} classes have fewer to "
             f"draw from: {named}. Ask for at most {min(short.values())} shots, or add pictures."
         )
-    return [x for group in groups.values() for x in stream.sample(group, min(shots, len(group)))]
+    drawn = (stream.sample(group, shots) if len(group) >= shots else group for group in groups.values())
+    return [item for group in drawn for item in group]
 
 
 def stratified(items: Sequence[Item], fractions: Mapping[str, float], seed: int) -> dict[str, list[Item]]:

@@ -1,63 +1,20 @@
-"""Names to backbones: ``timm/NAME[.TAG]``, ``starter/NAME``, or a local checkpoint with its architecture."""
+"""Names to backbones: ``timm/NAME[.TAG]``, ``open_clip/ARCH[:PRETRAINED]``, ``hf/REPO``, ``starter/NAME``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from difflib import get_close_matches
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import timm
-from PIL import Image
-from timm.data import create_transform, resolve_data_config
-from torch import Tensor, nn
+from timm.data import resolve_data_config
+from torch import nn
 
-from vpt.promptset import fingerprint
-from vpt.tower import Tower
+from vpt.towers.backbone import Backbone
 from vpt.towers.starter import STARTERS
 from vpt.towers.vit import open_timm
 
 __all__ = ["Backbone", "load", "preprocessing_of"]
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """What a user names and downloads: frozen towers and their preprocessing.
-
-    preprocessing: timm's data config of these weights: input_size (channels, height, width), interpolation,
-        mean, std, crop_pct, crop_mode. Part of the image tower's fingerprint.
-    """
-
-    name: str
-    towers: dict[str, Tower]
-    preprocessing: Mapping[str, Any]
-    library: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def image(self) -> Tower:
-        """The image tower."""
-        return self.towers["image"]
-
-    @property
-    def preprocess(self) -> Callable[[Image.Image], Tensor]:
-        """PIL picture to a normalised [3, height, width], as the weights were evaluated."""
-        return create_transform(**self.preprocessing, is_training=False)
-
-    @property
-    def logits(self) -> Callable[..., Tensor]:
-        """The network's own classifier, of the stream at "normed"; None where it has none."""
-        return self.image.logits  # type: ignore[return-value]
-
-    def label(self) -> dict[str, Any]:
-        """What a prompt set says of its backbone: name, options, fingerprints, library versions."""
-        prints = {
-            n: fingerprint(t, self.preprocessing if n == "image" else None) for n, t in self.towers.items()
-        }
-        libraries = {lib: version(lib) for lib in ("torch", self.library)}
-        return {"name": self.name, **self.options, "fingerprints": prints, "libraries": libraries}
 
 
 def preprocessing_of(model: nn.Module, size: int | None = None) -> dict[str, Any]:
@@ -75,7 +32,8 @@ def load(
     """Load a frozen backbone.
 
     name: ``timm/vit_small_patch16_224.augreg_in21k`` (any ``timm.create_model`` name; without "/" a name is
-        taken for timm's) or ``starter/vit-mini``, which comes with this package and needs no network.
+        taken for timm's), ``open_clip/ViT-B-16:openai``, or ``starter/vit-mini``, which comes with this package and
+        needs no network.
     pretrained: False builds random weights.
     weights: a local checkpoint in place of the hub's (.safetensors, .pth, or .npz where timm reads them). Its
         classifier may have any number of classes, or be left out.
@@ -94,8 +52,14 @@ def load(
         model = STARTERS[rest]()
     elif family == "timm":
         model = _timm_model(rest, pretrained, weights, size)
+    elif family == "open_clip":
+        from vpt.towers.load_clip import load_open_clip  # open_clip takes seconds to import
+
+        return load_open_clip(rest, pretrained, weights, size)
     else:
-        raise ValueError(f"unknown family {family!r} in {name!r}. Backbones are timm/NAME or starter/NAME.")
+        raise ValueError(
+            f"unknown family {family!r} in {name!r}. Backbones are timm/NAME, open_clip/ARCH:WEIGHTS or starter/NAME."
+        )
     options = {k: v for k, v in (("weights", weights), ("size", size)) if v}
     if not pretrained:
         options["pretrained"] = False

@@ -13,7 +13,7 @@ from torch import Tensor
 from vpt.encode import advance
 from vpt.prompt import Rows
 from vpt.tower import Stream, Tower
-from vpt.towers.live import LiveBlock, _project, _rotate
+from vpt.towers.live import LiveBlock, project, rotate
 
 __all__ = ["Attention", "attention", "upsample"]
 
@@ -85,8 +85,8 @@ def _weights(step: LiveBlock, s: Stream) -> Tensor:
     block: Any = step.block
     a = block.attn
     rope = None if step.rope is None else step.rope(s, step.index)
-    q, k, _ = _project(a, block.norm1(s.x), "qkv")
-    q, k = _rotate(a, a.q_norm(q), rope), _rotate(a, a.k_norm(k), rope)
+    q, k, _ = project(a, block.norm1(s.x), "qkv")
+    q, k = rotate(a, a.q_norm(q), rope), rotate(a, a.k_norm(k), rope)
     scores = q @ k.mT * a.scale
     return (scores if s.mask is None else scores + s.mask).softmax(-1)
 

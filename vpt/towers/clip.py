@@ -1,0 +1,269 @@
+"""open_clip's CLIP models laid open: image towers (CLIP's ViT, or timm's networks) and text towers.
+
+Follows ``encode_image`` and ``encode_text`` of open_clip 3.3: the library's own modules in their own order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from open_clip.hf_model import HFTextEncoder
+from open_clip.model import CLIP, CustomTextCLIP
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from torch import Tensor, nn
+
+from vpt.tower import Reading, Step, Stream, Tower
+from vpt.towers.live import Multihead, Parts, PlainBlock
+from vpt.towers.vit import open_timm
+
+__all__ = ["TextPart", "open_clip_model", "open_image", "open_text"]
+
+FRONT = ("input", "embedded", "placed")
+
+
+def open_clip_model(m: nn.Module) -> dict[str, Tower]:
+    """The towers "image" and "text" of an open_clip model; frozen and in eval mode from here on.
+
+    Raises ValueError for a model whose features are not those of two towers, with the reason.
+    """
+    if isinstance(m, CLIP):
+        return {"image": open_image(m.visual), "text": open_text(TextPart(m))}
+    if isinstance(m, CustomTextCLIP):
+        return {"image": open_image(m.visual), "text": open_text(m.text)}
+    raise ValueError(
+        f"{type(m).__name__} cannot be opened: its captioning decoder and its attention pooling share the image "
+        "tower's tokens, so it is no pair of towers that rows could enter. Choose a CLIP or SigLIP of open_clip."
+    )
+
+
+def _then(f: Callable[[Any], Any]) -> Step:
+    return lambda s: replace(s, x=f(s.x))
+
+
+def _block(block: nn.Module, index: int, fixed: Callable[[Stream], Tensor | None] | None = None) -> Step:
+    """The step of one block: live for CLIP's own, whole for others."""
+    b: Any = block
+    if type(block) is not ResidualAttentionBlock or hasattr(block, "ln_1_kv"):
+        return PlainBlock(block, index, None, fixed)
+    if type(b.attn) is not nn.MultiheadAttention or not b.attn._qkv_same_embed_dim:
+        return PlainBlock(block, index, None, fixed)
+    parts = Parts(b.ln_1, Multihead(b.attn), b.ln_2, b.mlp, b.ls_1, b.ls_2)
+    return parts.step(block, index, fixed)
+
+
+def _activation(blocks: Any) -> str:
+    found = [m for m in blocks[0].modules() if "GELU" in type(m).__name__.upper()]
+    return type(found[0]).__name__ if found else ""
+
+
+def _traits(kind: str, blocks: Any, pool: str) -> dict[str, Any]:
+    attn = blocks[0].attn
+    return {
+        "class": kind,
+        "pool": pool,
+        "activation": _activation(blocks),
+        "heads": attn.num_heads,
+        "eps": blocks[0].ln_1.eps,
+    }
+
+
+def _in_order(m: nn.Module, names: Iterable[str]) -> Iterable[Tensor]:
+    """Weights of the named parts, one after the other, in the order of their names."""
+    state = m.state_dict(keep_vars=True)
+    for part in names:
+        yield from (t for k, t in state.items() if k == part or k.startswith(part + "."))
+
+
+def open_image(v: Any, name: str = "image") -> Tower:
+    """An image tower: CLIP's VisionTransformer, or timm's network behind its projection; CNNs are closed towers."""
+    v.requires_grad_(False).eval()
+    if isinstance(v, TimmModel):
+        return _open_trunk(v, name)
+    if type(v) is not VisionTransformer:
+        return _open_resnet(v, name)
+    blocks = v.transformer.resblocks
+
+    def place(s: Stream) -> Stream:
+        token = v.class_embedding.view(1, 1, -1).expand(len(s.x), -1, -1).to(s.x.dtype)
+        x = torch.cat([token, s.x], 1) + v.positional_embedding.to(s.x.dtype)
+        return replace(s, x=v.patch_dropout(x))
+
+    late = v.attn_pool is not None or v.final_ln_after_pool
+
+    def pool(s: Stream) -> Stream:
+        pooled = (v._pool if late else v._global_pool)(s.own())[0]
+        return replace(s, x=pooled if v.proj is None else pooled @ v.proj)
+
+    return Tower(
+        name,
+        v,
+        (*FRONT, *map(str, range(len(blocks) + 1)), "normed", "pooled"),
+        (
+            lambda s: replace(s, x=v.conv1(s.x).flatten(2).permute(0, 2, 1)),
+            place,
+            _then(v.ln_pre),
+            *[_block(b, i) for i, b in enumerate(blocks)],
+            (lambda s: s) if late else _then(v.ln_post),
+            pool,
+        ),
+        width=v.class_embedding.shape[-1],
+        out=v.output_dim if v.proj is not None else v.class_embedding.shape[-1],
+        prefix=1,
+        reads=1 if v.attn_pool is None and v.pool_type == "tok" else None,
+        patch=tuple(v.patch_size),
+        grows="placed",
+        reopen=partial(open_image, name=name),
+        canonical=lambda: _in_order(v, IMAGE_ORDER),
+        traits=_traits("clip-image", blocks, v.pool_type),
+    )
+
+
+IMAGE_ORDER = (
+    *("conv1", "class_embedding", "positional_embedding", "ln_pre", "transformer.resblocks"),
+    *("ln_post", "attn_pool", "attn_pool_contrastive", "proj"),
+)
+
+
+def _open_trunk(v: Any, name: str) -> Tower:
+    """timm's tower with open_clip's projection behind its pooling."""
+    tower = open_timm(v.trunk, name)
+    pool = tower.steps[-1]
+
+    def project(s: Stream) -> Stream:
+        s = pool(s)
+        return replace(s, x=v.head(s.x))
+
+    linear = [m for m in v.head.modules() if isinstance(m, nn.Linear)]
+    trunk = tower.canonical
+    assert trunk is not None
+
+    def canonical() -> Iterable[Tensor]:
+        yield from trunk()
+        yield from v.head.state_dict(keep_vars=True).values()
+
+    return replace(
+        tower,
+        model=v,
+        steps=(*tower.steps[:-1], project),
+        out=linear[-1].out_features if linear else tower.out,
+        logits=None,
+        reopen=partial(open_image, name=name),
+        canonical=canonical,
+    )
+
+
+def _open_resnet(v: Any, name: str) -> Tower:
+    """A convolutional image tower: its pixels can be written, its features read, nothing else."""
+    return Tower(
+        name,
+        v,
+        ("input", "pooled"),
+        (lambda s: replace(s, x=v(s.x)),),
+        width=v.output_dim,
+        out=v.output_dim,
+        reopen=partial(open_image, name=name),
+        traits={"class": type(v).__name__},
+        closed=f"{type(v).__name__} is a closed tower: it is no plain sequence of transformer blocks.",
+    )
+
+
+class TextPart(nn.Module):
+    """The text half of open_clip's CLIP, whose parts lie beside ``visual``: the same modules under the names that
+    TextTransformer has."""
+
+    def __init__(self, m: CLIP) -> None:
+        super().__init__()
+        self.token_embedding, self.transformer, self.ln_final = m.token_embedding, m.transformer, m.ln_final
+        self.positional_embedding, self.text_projection = m.positional_embedding, m.text_projection
+        self.register_buffer("attn_mask", m.attn_mask, persistent=False)
+        self.context_length, self.pool_type, self.eos_id = m.context_length, m.text_pool_type, m.text_eos_id
+        self.pad_id, self.cls_emb, self.use_pad_mask = 0, None, False
+
+
+def _ends(t: Any, ids: Tensor) -> Tensor:
+    """Where a text tower reads, [batch, 1]."""
+    if t.pool_type == "argmax":
+        return ids.argmax(1, keepdim=True)
+    if t.pool_type == "eos":
+        return (ids == t.eos_id).int().argmax(1, keepdim=True)
+    return torch.full((len(ids), 1), 0 if t.pool_type == "first" else ids.shape[1] - 1, device=ids.device)
+
+
+def open_text(t: Any, name: str = "text") -> Tower:
+    """A text tower: open_clip's TextTransformer, the text half of CLIP, or a Hugging Face encoder."""
+    t.requires_grad_(False).eval()
+    if isinstance(t, HFTextEncoder):
+        from vpt.towers.hf_text import open_hf_text  # transformers takes seconds to import
+
+        return open_hf_text(t, name)
+    if t.cls_emb is not None or t.use_pad_mask or t.pool_type not in ("argmax", "eos", "first", "last"):
+        raise ValueError(
+            f"this text tower pools by {'a class token' if t.cls_emb is not None else t.pool_type!r}, which vpt "
+            "does not open. Choose a CLIP or SigLIP of open_clip."
+        )
+    blocks = t.transformer.resblocks
+    width = t.token_embedding.embedding_dim
+
+    def embed(s: Stream) -> Stream:
+        return replace(s, x=t.token_embedding(s.x).to(t.transformer.get_cast_dtype()))
+
+    def place(s: Stream) -> Stream:
+        where = t.positional_embedding.to(s.x.dtype)
+        return replace(s, x=s.x + (where[: s.x.shape[1]] if s.positions is None else where[s.positions]))
+
+    def mask(s: Stream) -> Tensor | None:
+        return None if t.attn_mask is None else t.attn_mask[: s.x.shape[1], : s.x.shape[1]]
+
+    def pool(s: Stream) -> Stream:
+        x = _at_ends(s)
+        if t.text_projection is not None:
+            x = t.text_projection(x) if isinstance(t.text_projection, nn.Linear) else x @ t.text_projection
+        return replace(s, x=x)
+
+    causal = t.attn_mask is not None and t.pool_type in ("argmax", "eos")
+    projection = t.text_projection
+    out = width if projection is None else getattr(projection, "out_features", None) or projection.shape[-1]
+    return Tower(
+        name,
+        t,
+        (*FRONT, *map(str, range(len(blocks) + 1)), "normed", "pooled"),
+        (
+            embed,
+            place,
+            lambda s: s,
+            *[_block(b, i, mask) for i, b in enumerate(blocks)],
+            _then(t.ln_final),
+            pool,
+        ),
+        width=width,
+        out=out,
+        reads="end",
+        grows="normed",  # positions are counted and the mask is fixed
+        begin=lambda ids: Stream(ids, places={"end": _ends(t, ids)}),
+        reopen=partial(open_text, name=name),
+        canonical=lambda: _in_order(t, TEXT_ORDER),
+        traits=_traits("clip-text", blocks, t.pool_type) | {"causal": t.attn_mask is not None},
+        reading=Reading(t.context_length, t.pad_id, causal=causal, cuts=causal),
+    )
+
+
+TEXT_ORDER = (
+    "token_embedding",
+    "positional_embedding",
+    "transformer.resblocks",
+    "ln_final",
+    "text_projection",
+)
+
+
+def _at_ends(s: Stream) -> Tensor:
+    """Normed states at the end tokens: [batch, width], or [batch, K, width] where a row holds K sentences."""
+    ends = s.places["end"].expand(len(s.x), -1)
+    if ends.shape[1] == 1:
+        return s.x[torch.arange(len(s.x), device=s.x.device), ends[:, 0]]
+    return s.x.take_along_dim(ends[..., None], 1)
