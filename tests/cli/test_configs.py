@@ -17,7 +17,7 @@ from vpt.tasks.tune import Machine
 from vpt.towers.vit import tiny
 
 ROOT = Path(__file__).parents[2] / "configs"
-FILES = sorted(ROOT.rglob("*.yaml"))
+FILES = sorted(f for f in ROOT.rglob("*.yaml") if f.parent.name != "datasets")  # those: vpt.data.protocols
 COMMANDS = {"classify": "fit", "data": "fit", "compare": "compare"}
 NETWORK = tiny(num_classes=128)  # with a classifier, so that a map from its classes has something to map
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -75,7 +76,7 @@ class CoOp(Files):
                 f"{file} is no few-shot split: wanted lists of Dassl's Datum under {' and '.join(wanted)}. "
                 "Delete it to have the sample drawn anew."
             )
-        drawn = {}
+        drawn: Parts = {}
         for name in wanted:
             ours = {item.key: item for item in self.parts[name]}
             items = [_known(datum["_impath"], ours) for datum in found[name]]
@@ -112,9 +113,9 @@ def open_coop(name: str, root: str | Path | None) -> CoOp:
             rows = _from_lists(found, folder)
         else:
             rows = _from_json(folder / found.split)
-    except FileNotFoundError as error:
+    except OSError as error:
         raise DataError(
-            f"coop:{name}: there is no {error.filename}. Wanted below {root}: {found.layout}."
+            f"coop:{name}: {error.filename}: {error.strerror}. Wanted below {root}: {found.layout}."
         ) from None
     except UnicodeDecodeError as error:
         raise DataError(f"coop:{name}: a list in {folder} is no UTF-8 ({error}). Fetch it anew.") from None
@@ -137,7 +138,9 @@ def _from_json(path: Path) -> dict[str, list[Row]]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON ({error}). Fetch it anew.") from None
-    if not isinstance(found, dict) or not all(isinstance(found.get(k), list) for k in ("train", "val", "test")):
+    if not isinstance(found, dict) or not all(
+        isinstance(found.get(k), list) for k in ("train", "val", "test")
+    ):
         raise DataError(f"{path} is no split: wanted lists under train, val and test. Fetch it anew.")
     rows: dict[str, list[Row]] = {}
     for split in ("train", "val", "test"):
@@ -219,7 +222,11 @@ def _classes(rows: Mapping[str, Iterable[Row]], where: str) -> tuple[str, ...]:
             said.setdefault(label, set()).add(name.replace("_", " ").strip())
     if sorted(said) != list(range(len(said))):
         raise DataError(f"{where}: labels must be 0..K-1 without gaps; found {some(sorted(said), 20)}.")
-    wrong = [f"{label} is {' and '.join(sorted(map(repr, names)))}" for label, names in said.items() if names != {*names} - {""} or len(names) > 1]
+    wrong = [
+        f"{label} is {' and '.join(sorted(map(repr, names)))}"
+        for label, names in said.items()
+        if len(names) > 1 or "" in names
+    ]
     if wrong:
         raise DataError(f"{where}: each label must have one name; {some(wrong)}.")
     return tuple(said[label].pop() for label in range(len(said)))
@@ -227,12 +234,17 @@ def _classes(rows: Mapping[str, Iterable[Row]], where: str) -> tuple[str, ...]:
 
 def _refuse_paths(paths: list[str], where: str) -> None:
     """A split file names pictures below its folder, each once."""
-    outside = [p for p in paths if p.startswith("/") or "\0" in p or ".." in PurePosixPath(p).parts or not p]
+    outside = [
+        p
+        for p in paths
+        if p.startswith("/") or not p or not p.isprintable() or ".." in PurePosixPath(p).parts
+    ]
     if outside:
-        raise DataError(f"{where}: the split names {len(outside)} picture(s) outside its folder: {some(outside)}.")
+        raise DataError(
+            f"{where}: the split names {len(outside)} picture(s) outside its folder: {some(outside)}."
+        )
     if len(set(paths)) < len(paths):
-        seen: set[str] = set()
-        twice = [p for p in paths if p in seen or seen.add(p)]
+        twice = sorted(path for path, n in Counter(paths).items() if n > 1)
         raise DataError(
             f"{where}: the split names {len(twice)} picture(s) more than once: {some(twice)}. Keep each in one split."
         )

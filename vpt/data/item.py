@@ -61,7 +61,7 @@ class Source(Protocol):
 
 
 @runtime_checkable
-class Published(Protocol):
+class Published(Source, Protocol):
     """A source whose splits and few-shot samples are published."""
 
     @property

@@ -135,9 +135,10 @@ class ImageData(L.LightningDataModule):
                 "the data do not know the network's preprocessing yet: call bind(config) first."
             )
         if not self._plan.parts[split]:
+            there = ", ".join(name for name, items in self._plan.parts.items() if items)
             raise DataError(
-                f"{self._source.name} has no {split} pictures ({', '.join(k for k, v in self._plan.parts.items() if v)} "
-                "only). Take data that have them."
+                f"{self._source.name} has no {split} pictures, only {there}. Take data that have them, or measure on "
+                "these what was trained on others."
             )
         make = partial(train_transform, augment=self.augment) if augmented else eval_transform
         return Pictures(

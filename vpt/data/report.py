@@ -72,8 +72,8 @@ def survey(
 ) -> Report:
     """Read every item once and tell what is there; nothing is refused here.
 
-    decoded: keeps what was decoded on the way. classes: names of the labels, by default the source's. Above DECODE_LIMIT items only headers are read, and the same
-    content in two splits is not looked for.
+    decoded: keeps what was decoded on the way. classes: names of the labels, by default the source's.
+    Above DECODE_LIMIT items only headers are read, and the same content in two splits is not looked for.
     """
     decoded = decoded or Decoded(source, budget=0)
     classes = classes or source.classes
