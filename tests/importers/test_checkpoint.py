@@ -99,6 +99,14 @@ def test_other_objects_become_stand_ins_and_the_rest_is_read(tmp_path: Path) -> 
     assert {type(found[k]).__name__ for k in odd} == {"_Inert"}
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_parameter_containers_become_dictionaries(tmp_path: Path, protocol: int) -> None:
+    a, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.zeros(3))
+    held = {"dict": nn.ParameterDict({"a": a, "b": b}), "list": nn.ParameterList([a, b])}
+    torch.save(held, tmp_path / "a.pth", pickle_protocol=protocol)
+    same(read_checkpoint(tmp_path / "a.pth"), {"dict": {"a": a, "b": b}, "list": {"0": a, "1": b}})
+
+
 class Bomb:
     """Runs whatever it names when unpickled."""
 

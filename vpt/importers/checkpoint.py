@@ -16,14 +16,14 @@ import pickle
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Record", "read_checkpoint", "read_pickle"]
+__all__ = ["Record", "checked", "few", "read_checkpoint", "read_pickle"]
 
 MAX_BYTES = 8 * 2**30  # the largest backbone with its optimiser; a prompt file has kilobytes
 
@@ -70,8 +70,30 @@ def read_pickle(path: str | os.PathLike[str], records: Collection[str] = ()) -> 
         raise ValueError(f"{path} cannot be read as a pickle: {str(error)[:200]}") from None
 
 
+def checked(path: str | os.PathLike[str], what: str, value: Any, ndim: int) -> Tensor:
+    """A value of a checkpoint as a float32 tensor of ``ndim`` dimensions; raises ValueError where it is none, claims
+    more numbers than the file holds, or holds NaN or infinity."""
+    if not isinstance(value, Tensor) or value.ndim != ndim or not value.is_floating_point():
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{path}: {what} should be a tensor of {ndim} dimensions, found {shape}.")
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise ValueError(f"{path}: {what} claim more numbers than the file holds.")
+    if not value.isfinite().all():
+        raise ValueError(f"{path}: {what} hold NaN or infinity.")
+    return value.detach().float()
+
+
+def few(names: Iterable[str]) -> str:
+    """The first names, for a message."""
+    return ", ".join(sorted(names)[:5]) or "nothing"
+
+
 class Record(dict[str, Any]):
     """The attributes of an object whose class was asked for by name."""
+
+
+class _Parameters(dict[str, Any]):
+    """What a ParameterDict holds by name, or a ParameterList by number ("0", "1", ...)."""
 
 
 class _BadFile(Exception):
@@ -171,6 +193,7 @@ BUILDERS: dict[str, Callable[..., Any]] = {
     "numpy.dtype": _Type,
     **{f"numpy.{core}.multiarray._reconstruct": lambda *_: torch.empty(0) for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
+    **{f"torch.nn.modules.container.Parameter{kind}": _Parameters for kind in ("Dict", "List")},
 }
 
 
@@ -219,6 +242,10 @@ class _Reader(_Machine):
             built.data = _array(*state)
         elif type(built) is Record and type(state) is dict:
             built.update(state)
+        elif (
+            type(built) is _Parameters and type(state) is dict and isinstance(state.get("_parameters"), dict)
+        ):
+            built.update(state["_parameters"])
 
     dispatch: ClassVar[dict[int, Any]] = {
         **_Machine.dispatch,

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vpt.importers.checkpoint import read_checkpoint
+from vpt.importers.checkpoint import checked, few, read_checkpoint
 from vpt.prompt import Site
 from vpt.promptset import PromptSet
 from vpt.tower import Tower
@@ -97,16 +97,16 @@ def read_vpt_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[Site, Tensor
     else:
         stem = next((s for s in ("enc.transformer.", "enc.") if f"{s}prompt_embeddings" in state), None)
         if stem is None:
-            raise ValueError(f"{path} holds no VPT prompts; its keys begin with {_few(state)}.")
+            raise ValueError(f"{path} holds no VPT prompts; its keys begin with {few(state)}.")
         if f"{stem}deep_prompt_embeddings_0" in state:
             raise ValueError(
                 f"{path} holds prompts for Swin, which enter inside windows: vpt has no such site."
             )
         first, deep = state[f"{stem}prompt_embeddings"], state.get(f"{stem}deep_prompt_embeddings")
         projection = [state.get(f"{stem}prompt_proj.{part}") for part in ("weight", "bias")]
-    layers = [_checked(path, "the first layer's rows", first, 3)]
+    layers = [checked(path, "the first layer's rows", first, 3)]
     if deep is not None:
-        layers.append(_checked(path, "the deep rows", deep, 3))
+        layers.append(checked(path, "the deep rows", deep, 3))
     if len(layers[0]) != 1 or layers[-1].shape[1:] != layers[0].shape[1:]:
         raise ValueError(
             f"{path} holds rows of shapes {[tuple(t.shape) for t in layers]}, not [1, n, d] and [L, n, d]."
@@ -114,7 +114,7 @@ def read_vpt_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[Site, Tensor
     rows = torch.cat(layers)
     if projection is not None and projection[0] is not None:
         rows = F.linear(
-            rows, *(_checked(path, "the projection", p, n) for p, n in zip(projection, (2, 1), strict=True))
+            rows, *(checked(path, "the projection", p, n) for p, n in zip(projection, (2, 1), strict=True))
         )
     sites = {Site("image", str(i), "prefix"): r.clone() for i, r in enumerate(rows)}
     return sites, _head(path, state)
@@ -129,7 +129,7 @@ def _head(path: str | os.PathLike[str], state: Mapping[str, Any]) -> dict[str, T
         raise ValueError(
             f"{path} has a head of several layers ({', '.join(sorted(own))}); a prompt set holds one."
         )
-    return {key.rpartition(".")[2]: _checked(path, key, state[key], ndim) for key, ndim in wanted.items()}
+    return {key.rpartition(".")[2]: checked(path, key, state[key], ndim) for key, ndim in wanted.items()}
 
 
 def _state(found: Any) -> dict[str, Any]:
@@ -140,18 +140,3 @@ def _state(found: Any) -> dict[str, Any]:
     if not isinstance(found, Mapping):
         found = {}
     return {str(k).removeprefix("module."): v for k, v in found.items()}
-
-
-def _few(state: Mapping[str, Any]) -> str:
-    return ", ".join(sorted(state)[:5]) or "nothing"
-
-
-def _checked(path: str | os.PathLike[str], what: str, value: Any, ndim: int) -> Tensor:
-    if not isinstance(value, Tensor) or value.ndim != ndim or not value.is_floating_point():
-        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"{path}: {what} should be a tensor of {ndim} dimensions, found {shape}.")
-    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        raise ValueError(f"{path}: {what} claim more numbers than the file holds.")
-    if not value.isfinite().all():
-        raise ValueError(f"{path}: {what} hold NaN or infinity.")
-    return value.detach().float()
