@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import random
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from vpt.data.item import Item
 
 CONFIG = {
     "input_size": (3, 16, 16),
@@ -41,6 +44,24 @@ def plant(root: Path, counts: dict[str, int], start: int = 0) -> Path:
     return root
 
 
+def coop(items: list[Item], val: list[Item], shots: int, seed: int) -> tuple[list[Item], list[Item]]:
+    """The few-shot protocol as CoOp's code runs it: the global generator, one class after the other."""
+    random.seed(seed)
+    drawn = []
+    for part, n in ((items, shots), (val, min(shots, 4))):
+        by_label: dict[object, list[Item]] = {}
+        for item in part:
+            by_label.setdefault(item.label, []).append(item)
+        drawn.append(
+            [
+                x
+                for group in by_label.values()
+                for x in (random.sample(group, n) if len(group) >= n else group)
+            ]
+        )
+    return drawn[0], drawn[1]
+
+
 @pytest.fixture
 def config() -> dict[str, object]:
     return dict(CONFIG)
@@ -59,6 +80,11 @@ def _png() -> Callable[..., bytes]:
 @pytest.fixture(name="noise")
 def _noise() -> Callable[..., np.ndarray]:
     return noise
+
+
+@pytest.fixture(name="coop")
+def _coop() -> Callable[..., tuple[list[Item], list[Item]]]:
+    return coop
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+import webdataset as wds
 from lightning.pytorch.callbacks import ModelCheckpoint
 from timm.data import create_transform
 
@@ -98,6 +99,37 @@ def test_few_shot_and_protocol(make):
     assert json.loads(json.dumps(protocol)) == protocol
     assert make(shots=3, seed=2).protocol()["split"] == protocol["split"]
     assert make(shots=3, seed=3).protocol()["split"] != protocol["split"]
+
+
+def test_a_half_of_the_classes_of_shards_with_names_of_several_words(tmp_path, png, config):
+    names = ["bass fish", "ant", "side of a car", "Joshua tree", "zebra"]
+    (tmp_path / "classes.json").write_text(json.dumps([{"index": i, "name": n} for i, n in enumerate(names)]))
+    for split, each in (("train", 6), ("val", 2), ("test", 3)):
+        with wds.TarWriter(f"{tmp_path}/{split}-000000.tar") as tar:
+            for i in range(5 * each):
+                tar.write({"__key__": f"{i:03d}", "png": png(i), "cls": str(i * 3 % 5).encode()})
+    whole = ImageData(str(tmp_path), shots=4, batch_size=2)
+    whole.setup()
+    for subset, first, own in (("base", 0, names[:3]), ("novel", 3, names[3:])):
+        data = ImageData(str(tmp_path), shots=4, batch_size=2, subset=subset)  # type: ignore[arg-type]
+        data.bind(config)
+        assert data.classes == data.summary().classes == tuple(own)
+        assert data.summary().counts == {
+            split: {name: counts[name] for name in own} for split, counts in whole.summary().counts.items()
+        }
+        said = data.protocol()
+        assert (said["subset"], said["classes"], said["split"] == whole.protocol()["split"]) == (
+            subset,
+            len(own),
+            False,
+        )
+        batches = list(data.test_dataloader())
+        found = [(k, int(label)) for b in batches for k, label in zip(b["key"], b["label"], strict=True)]
+        assert whole._plan is not None
+        kept = range(first, first + len(own))
+        assert found == [(i.key, i.label - first) for i in whole._plan.parts["test"] if i.label in kept]
+        assert {int(x) for b in data.train_dataloader() for x in b["label"]} == set(range(len(own)))
+    assert whole.protocol()["subset"] == "all"
 
 
 def test_views_are_said_as_far_as_they_are_fixed(make):
@@ -198,6 +230,8 @@ def test_refusals(make, pets):
         make(shots=11).setup("fit")
     with pytest.raises(ValueError, match="batch_size 0"):
         ImageData("digits", batch_size=0)
+    with pytest.raises(ValueError, match="subset is 'new', wanted one of all, base, novel"):
+        ImageData("digits", subset="new")  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="call bind"):
         ImageData(str(pets)).train_dataloader()
 

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import pytest
 
 from vpt.data.item import DataError, Files, Item
-from vpt.data.plan import Draw, plan
+from vpt.data.plan import Draw, Plan, labels_in, plan
 
 
 def source(**counts: list[int]) -> Files:
@@ -100,6 +101,51 @@ def test_split_file_is_written_once_and_reused(tmp_path):
     )
 
 
+def subsampled(made: Plan, subset: str) -> dict[str, list[tuple[str, int]]]:
+    """Keys and labels of a half of the classes as CoCoOp's code cuts it out (arXiv 2203.05557)."""
+    labels = sorted({item.label for item in made.parts["train"]})
+    middle = math.ceil(len(labels) / 2)
+    selected = labels[:middle] if subset == "base" else labels[middle:]
+    new = {label: i for i, label in enumerate(selected)}
+    return {
+        split: [(item.key, new[item.label]) for item in items if item.label in new]
+        for split, items in made.parts.items()
+    }
+
+
+@pytest.mark.parametrize("classes", [4, 5, 7])
+@pytest.mark.parametrize("shots", [None, 2, 8])
+def test_halves_of_the_classes_are_cut_out_of_what_was_drawn_over_all(classes, shots):
+    own = source(train=[9] * classes, val=[5] * classes, test=list(range(2, classes + 2)))
+    whole = plan(own, Draw(shots=shots))
+    assert whole.classes == own.classes
+    assert plan(own, Draw(shots=shots, subset="all")) == whole
+    names: tuple[str, ...] = ()
+    for subset in ("base", "novel"):
+        made = plan(own, Draw(shots=shots, subset=subset))
+        wanted = subsampled(whole, subset)
+        assert {s: [(i.key, i.label) for i in items] for s, items in made.parts.items()} == wanted
+        assert made.classes == tuple(own.classes[i] for i in labels_in(subset, classes))
+        names += made.classes
+    assert names == own.classes
+    assert [*labels_in("base", classes), *labels_in("novel", classes)] == list(labels_in("all", classes))
+
+
+def test_both_halves_share_a_split_file(tmp_path):
+    own, path = source(all=[12] * 5), str(tmp_path / "s.json")
+    made = {s: plan(own, Draw(shots=2, split_file=path, subset=s)) for s in ("novel", "base", "all")}
+    assert made["base"] == plan(own, Draw(shots=2, subset="base"))
+    assert sum(len(made[s].parts["test"]) for s in ("base", "novel")) == len(made["all"].parts["test"])
+
+
+def test_a_source_with_test_pictures_only_is_for_measuring():
+    own = source(test=[3, 0, 4, 2])
+    made = plan(own, Draw(shots=4))
+    assert made.parts == {"train": [], "val": [], "test": own.splits()["test"]}
+    assert made.origin == {"train": "none", "val": "none", "test": "the source's own"}
+    assert counts(plan(own, Draw(subset="novel")).parts)["test"] == [4, 2]
+
+
 @pytest.mark.parametrize(
     ("own", "draw", "match"),
     [
@@ -119,6 +165,17 @@ def test_split_file_is_written_once_and_reused(tmp_path):
         ),
         (source(train=[9, 5], test=[5, 5]), Draw(shots=5), r"5 pictures a class.*class 1 \(4\)"),
         (source(all=[9, 5]), Draw(val=0.5, test=0.5), "must lie in"),
+        (source(all=[9, 9, 9]), Draw(subset="novel"), "novel half of the 3 classes of made has 1 only"),
+        (
+            source(train=[9] * 4, test=[9, 9, 0, 0]),
+            Draw(subset="novel"),
+            r"split\(s\) test of made are empty \(train 14, val 4, test 0\)",
+        ),
+        (
+            Files("many", ("a", "b", "c", "d"), True, {"all": [Item(f"{i}", (i % 4,)) for i in range(40)]}),
+            Draw(subset="base"),
+            "needs one label a picture, but many is multi-label",
+        ),
     ],
 )
 def test_refusals_write_no_split_file(tmp_path, own, draw, match):

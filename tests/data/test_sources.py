@@ -56,7 +56,8 @@ def test_a_folder_is_shards_only_where_their_names_say_so(tmp_path, plant):
 
 def test_nothing_there_lists_what_there_could_be(tmp_path):
     with pytest.raises(
-        DataError, match=r"no data at .*nowhere'. Wanted: a folder of class folders, .*torchvision:NAME"
+        DataError,
+        match=r"no data at .*nowhere'. Wanted: a folder of class folders, .*torchvision:NAME, coop:NAME",
     ):
         open_source(tmp_path / "nowhere")
 
