@@ -6,11 +6,12 @@ Follows ``encode_image`` and ``encode_text`` of open_clip 3.3: the library's own
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
+from open_clip.coca_model import CoCa
 from open_clip.hf_model import HFTextEncoder
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.timm_model import TimmModel
@@ -18,7 +19,8 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from vpt.tower import Reading, Step, Stream, Tower
-from vpt.towers.live import Multihead, Parts, PlainBlock
+from vpt.towers.live import LiveBlock, Multihead, Parts, PlainBlock
+from vpt.towers.steps import at_ends, in_order, then
 from vpt.towers.vit import open_timm
 
 __all__ = ["TextPart", "open_clip_model", "open_image", "open_text"]
@@ -29,20 +31,27 @@ FRONT = ("input", "embedded", "placed")
 def open_clip_model(m: nn.Module) -> dict[str, Tower]:
     """The towers "image" and "text" of an open_clip model; frozen and in eval mode from here on.
 
-    Raises ValueError for a model whose features are not those of two towers, with the reason.
+    CoCa's decoder, which writes captions, is no part of them. Raises ValueError for a model whose features are not
+    those of two towers.
     """
     if isinstance(m, CLIP):
         return {"image": open_image(m.visual), "text": open_text(TextPart(m))}
-    if isinstance(m, CustomTextCLIP):
+    if isinstance(m, CustomTextCLIP | CoCa):
         return {"image": open_image(m.visual), "text": open_text(m.text)}
     raise ValueError(
-        f"{type(m).__name__} cannot be opened: its captioning decoder and its attention pooling share the image "
-        "tower's tokens, so it is no pair of towers that rows could enter. Choose a CLIP or SigLIP of open_clip."
+        f"{type(m).__name__} cannot be opened: vpt knows the CLIP, CustomTextCLIP and CoCa of open_clip."
     )
 
 
-def _then(f: Callable[[Any], Any]) -> Step:
-    return lambda s: replace(s, x=f(s.x))
+@dataclass(frozen=True)
+class _Block(LiveBlock):
+    """CLIP's block, whose attention takes one mask for all or one a sample and head."""
+
+    def __call__(self, s: Stream) -> Stream:
+        mask = self.mask(s)
+        if mask is not None and mask.ndim == 4:
+            mask = mask.expand(len(s.x), self.parts.attn.num_heads, -1, -1).flatten(0, 1)
+        return replace(s, x=self.block(s.x) if mask is None else self.block(s.x, attn_mask=mask))
 
 
 def _block(block: nn.Module, index: int, fixed: Callable[[Stream], Tensor | None] | None = None) -> Step:
@@ -53,7 +62,7 @@ def _block(block: nn.Module, index: int, fixed: Callable[[Stream], Tensor | None
     if type(b.attn) is not nn.MultiheadAttention or not b.attn._qkv_same_embed_dim:
         return PlainBlock(block, index, None, fixed)
     parts = Parts(b.ln_1, Multihead(b.attn), b.ln_2, b.mlp, b.ls_1, b.ls_2)
-    return parts.step(block, index, fixed)
+    return _Block(**vars(parts.step(block, index, fixed)))
 
 
 def _activation(blocks: Any) -> str:
@@ -70,13 +79,6 @@ def _traits(kind: str, blocks: Any, pool: str) -> dict[str, Any]:
         "heads": attn.num_heads,
         "eps": blocks[0].ln_1.eps,
     }
-
-
-def _in_order(m: nn.Module, names: Iterable[str]) -> Iterable[Tensor]:
-    """Weights of the named parts, one after the other, in the order of their names."""
-    state = m.state_dict(keep_vars=True)
-    for part in names:
-        yield from (t for k, t in state.items() if k == part or k.startswith(part + "."))
 
 
 def open_image(v: Any, name: str = "image") -> Tower:
@@ -106,9 +108,9 @@ def open_image(v: Any, name: str = "image") -> Tower:
         (
             lambda s: replace(s, x=v.conv1(s.x).flatten(2).permute(0, 2, 1)),
             place,
-            _then(v.ln_pre),
+            then(v.ln_pre),
             *[_block(b, i) for i, b in enumerate(blocks)],
-            (lambda s: s) if late else _then(v.ln_post),
+            (lambda s: s) if late else then(v.ln_post),
             pool,
         ),
         width=v.class_embedding.shape[-1],
@@ -118,7 +120,7 @@ def open_image(v: Any, name: str = "image") -> Tower:
         patch=tuple(v.patch_size),
         grows="placed",
         reopen=partial(open_image, name=name),
-        canonical=lambda: _in_order(v, IMAGE_ORDER),
+        canonical=lambda: in_order(v, IMAGE_ORDER),
         traits=_traits("clip-image", blocks, v.pool_type),
     )
 
@@ -130,27 +132,22 @@ IMAGE_ORDER = (
 
 
 def _open_trunk(v: Any, name: str) -> Tower:
-    """timm's tower with open_clip's projection behind its pooling."""
+    """timm's tower behind open_clip's projection, which is the network's own classifier where there is no other."""
     tower = open_timm(v.trunk, name)
-    pool = tower.steps[-1]
-
-    def project(s: Stream) -> Stream:
-        s = pool(s)
-        return replace(s, x=v.head(s.x))
-
-    linear = [m for m in v.head.modules() if isinstance(m, nn.Linear)]
     trunk = tower.canonical
     assert trunk is not None
 
     def canonical() -> Iterable[Tensor]:
         yield from trunk()
-        yield from v.head.state_dict(keep_vars=True).values()
+        for head in (v.trunk.get_classifier(), v.head):
+            yield from head.state_dict(keep_vars=True).values()
 
+    linear = [m for m in v.head.modules() if isinstance(m, nn.Linear)]
     return replace(
         tower,
         model=v,
-        steps=(*tower.steps[:-1], project),
-        out=linear[-1].out_features if linear else tower.out,
+        steps=(*tower.steps[:-1], lambda s: replace(s, x=v.head(v.trunk.forward_head(s.own())))),
+        out=linear[-1].out_features if linear else v.trunk.num_classes or tower.out,
         logits=None,
         reopen=partial(open_image, name=name),
         canonical=canonical,
@@ -187,11 +184,22 @@ class TextPart(nn.Module):
 
 def _ends(t: Any, ids: Tensor) -> Tensor:
     """Where a text tower reads, [batch, 1]."""
+    if t.cls_emb is not None:  # the class token stands behind all others
+        return torch.full((len(ids), 1), ids.shape[1], device=ids.device)
     if t.pool_type == "argmax":
         return ids.argmax(1, keepdim=True)
     if t.pool_type == "eos":
         return (ids == t.eos_id).int().argmax(1, keepdim=True)
     return torch.full((len(ids), 1), 0 if t.pool_type == "first" else ids.shape[1] - 1, device=ids.device)
+
+
+def _no_padding(t: Any, ids: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """The mask [batch, 1, length, length] of towers that do not see padding: CoCa's, and bidirectional ones."""
+    if t.cls_emb is None and not t.use_pad_mask:
+        return None
+    length = ids.shape[1] + (t.cls_emb is not None)
+    mask = t._build_additive_mask(ids, length, dtype).unflatten(0, (len(ids), -1))[:, :1]
+    return mask if t.attn_mask is None else t.attn_mask[:length, :length] + mask
 
 
 def open_text(t: Any, name: str = "text") -> Tower:
@@ -201,32 +209,34 @@ def open_text(t: Any, name: str = "text") -> Tower:
         from vpt.towers.hf_text import open_hf_text  # transformers takes seconds to import
 
         return open_hf_text(t, name)
-    if t.cls_emb is not None or t.use_pad_mask or t.pool_type not in ("argmax", "eos", "first", "last"):
+    if t.cls_emb is None and t.pool_type not in ("argmax", "eos", "first", "last"):
         raise ValueError(
-            f"this text tower pools by {'a class token' if t.cls_emb is not None else t.pool_type!r}, which vpt "
-            "does not open. Choose a CLIP or SigLIP of open_clip."
+            f"this text tower pools by {t.pool_type!r}, so it has no feature of a sentence. Choose a tower that reads "
+            "one token: pool_type argmax, eos, first or last."
         )
-    blocks = t.transformer.resblocks
+    blocks, projection = t.transformer.resblocks, t.text_projection
     width = t.token_embedding.embedding_dim
 
     def embed(s: Stream) -> Stream:
-        return replace(s, x=t.token_embedding(s.x).to(t.transformer.get_cast_dtype()))
+        x = t.token_embedding(s.x).to(t.transformer.get_cast_dtype())
+        return replace(s, x=x, mask=_no_padding(t, s.x, x.dtype) if s.mask is None else s.mask)
 
     def place(s: Stream) -> Stream:
-        where = t.positional_embedding.to(s.x.dtype)
-        return replace(s, x=s.x + (where[: s.x.shape[1]] if s.positions is None else where[s.positions]))
+        x, where = s.x, t.positional_embedding.to(s.x.dtype)
+        if t.cls_emb is not None:
+            x = torch.cat([x, t.cls_emb.to(x.dtype).expand(len(x), 1, -1)], 1)
+        return replace(s, x=x + (where[: x.shape[1]] if s.positions is None else where[s.positions]))
 
     def mask(s: Stream) -> Tensor | None:
         return None if t.attn_mask is None else t.attn_mask[: s.x.shape[1], : s.x.shape[1]]
 
     def pool(s: Stream) -> Stream:
-        x = _at_ends(s)
-        if t.text_projection is not None:
-            x = t.text_projection(x) if isinstance(t.text_projection, nn.Linear) else x @ t.text_projection
+        x = at_ends(s) if t.cls_emb is None else t.ln_final(at_ends(s))
+        if projection is not None:
+            x = t.text_projection(x) if isinstance(projection, nn.Linear) else x @ t.text_projection
         return replace(s, x=x)
 
-    causal = t.attn_mask is not None and t.pool_type in ("argmax", "eos")
-    projection = t.text_projection
+    causal = t.attn_mask is not None and t.cls_emb is None and t.pool_type in ("argmax", "eos")
     out = width if projection is None else getattr(projection, "out_features", None) or projection.shape[-1]
     return Tower(
         name,
@@ -237,7 +247,7 @@ def open_text(t: Any, name: str = "text") -> Tower:
             place,
             lambda s: s,
             *[_block(b, i, mask) for i, b in enumerate(blocks)],
-            _then(t.ln_final),
+            then(t.ln_final) if t.cls_emb is None else lambda s: s,
             pool,
         ),
         width=width,
@@ -246,8 +256,9 @@ def open_text(t: Any, name: str = "text") -> Tower:
         grows="normed",  # positions are counted and the mask is fixed
         begin=lambda ids: Stream(ids, places={"end": _ends(t, ids)}),
         reopen=partial(open_text, name=name),
-        canonical=lambda: _in_order(t, TEXT_ORDER),
-        traits=_traits("clip-text", blocks, t.pool_type) | {"causal": t.attn_mask is not None},
+        canonical=lambda: in_order(t, TEXT_ORDER),
+        traits=_traits("clip-text", blocks, "class" if t.cls_emb is not None else t.pool_type)
+        | {"causal": t.attn_mask is not None},
         reading=Reading(t.context_length, t.pad_id, causal=causal, cuts=causal),
     )
 
@@ -255,15 +266,8 @@ def open_text(t: Any, name: str = "text") -> Tower:
 TEXT_ORDER = (
     "token_embedding",
     "positional_embedding",
+    "cls_emb",
     "transformer.resblocks",
     "ln_final",
     "text_projection",
 )
-
-
-def _at_ends(s: Stream) -> Tensor:
-    """Normed states at the end tokens: [batch, width], or [batch, K, width] where a row holds K sentences."""
-    ends = s.places["end"].expand(len(s.x), -1)
-    if ends.shape[1] == 1:
-        return s.x[torch.arange(len(s.x), device=s.x.device), ends[:, 0]]
-    return s.x.take_along_dim(ends[..., None], 1)

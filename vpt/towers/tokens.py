@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vpt.encode import advance
 from vpt.text import Sentence
 from vpt.tower import Tower
 
-__all__ = ["Tokens", "readable"]
+__all__ = ["Tokens", "of_open_clip", "readable"]
 
 PLACEHOLDER = re.compile(r"<([\w-]+)(?:\*(\d+))?>")
-HOLDERS = ("X", "a", "the", "x", ".")  # words that hold a place; the first that is one token is used
+HOLDERS = ("X", "a", "the", "of", ".")  # words that hold a place; the first two that are one token are used
 
 
 def readable(name: str) -> str:
@@ -59,25 +61,28 @@ class Tokens:
         Several placeholders of one slot take its rows in their order. group: see :class:`vpt.text.Sentence`.
         Raises ValueError for a sentence that is longer than the context, with the name and its length.
         """
-        text, marks, at = "", [], 0
-        template = template.replace("{}", name)
-        holder = self._holder() if PLACEHOLDER.search(template) else ""
-        for found in PLACEHOLDER.finditer(template):
-            text += template[at : found.start()]
-            n = int(found.group(2) or 1)
-            marks.append((f"<{found.group(1)}>", text, n))
-            text += " ".join([holder] * n)
-            at = found.end()
-        text += template[at:]
+        pieces = PLACEHOLDER.split(template)  # words, slot, count, words, slot, count, .., words
+        words, counts = [w.replace("{}", name) for w in pieces[::3]], [int(n or 1) for n in pieces[2::3]]
+        owners = [f"<{slot}>" for slot, n in zip(pieces[1::3], counts, strict=True) for _ in range(n)]
+
+        def written(holder: str) -> str:
+            held = [" ".join([holder] * n) for n in counts]
+            return "".join(f"{w}{h}" for w, h in zip(words, [*held, ""], strict=True))
+
+        holders = self._holders if owners else ("",)
+        text = written(holders[0])
         self._check(text, name or template)
-        row = self.call([text])[0].tolist()
-        slots: dict[str, tuple[int, ...]] = {}
-        for slot, before, n in marks:
-            start = (
-                _common(row, self.call([before.rstrip()])[0].tolist()) if before.strip() else self._first()
+        rows = self.call([written(holder) for holder in holders]).tolist()
+        places = [i for i, ids in enumerate(zip(*rows, strict=True)) if len(set(ids)) > 1]
+        if len(places) != len(owners):
+            raise ValueError(
+                f"the {len(owners)} placeholders of {template!r} take {len(places)} tokens beside {name!r}. Put a "
+                "blank between a placeholder and a word."
             )
-            slots[slot] = (*slots.get(slot, ()), *range(start, start + n))
-        return Sentence(tuple(self._cut(row)), slots, group)
+        slots: dict[str, tuple[int, ...]] = {}
+        for slot, place in zip(owners, places, strict=True):
+            slots[slot] = (*slots.get(slot, ()), place)
+        return Sentence(tuple(self._cut(rows[0])), slots, group)
 
     def _cut(self, row: list[int]) -> list[int]:
         """Ids up to the end token where nothing behind it counts, and without padding where that is not seen."""
@@ -91,19 +96,18 @@ class Tokens:
                 row = row[:-1]
         return row
 
-    def _holder(self) -> str:
-        """A word that is one token wherever it stands."""
-        for word in HOLDERS:
-            if self.length(" ".join([word] * 3)) - self.length(word) == 2:
-                return word
-        raise ValueError(
-            "this tokenizer has no word that is one token, so nothing can hold the place of rows."
-        )
+    @cached_property
+    def _holders(self) -> tuple[str, str]:
+        """Two words that are one token wherever they stand: where their sentences differ, rows go."""
+        found = [w for w in HOLDERS if self.length(" ".join([w] * 3)) - self.length(w) == 2]
+        if len(found) < 2:
+            raise ValueError("this tokenizer has too few words of one token to hold the places of rows.")
+        return found[0], found[1]
 
     def _first(self) -> int:
         """Where the first word of a sentence stands: behind the start token, if there is one."""
-        a, b = (self.call([word])[0].tolist() for word in HOLDERS[:2])
-        return _common(a, b)
+        a, b = self.call(list(self._holders)).tolist()
+        return next(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
 
     def words(self, text: str) -> list[int]:
         """Ids of the words alone, without start, end and padding."""
@@ -111,14 +115,22 @@ class Tokens:
         n = self.length(text) - self.length("")
         return self.call([text])[0].tolist()[first : first + n]
 
-
-def _common(a: list[int], b: list[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a))
+    @torch.no_grad()
+    def embed(self, text: str) -> Tensor:
+        """The embeddings of these words, [n, width]: where rows start from words."""
+        first, n = self._first(), len(self.words(text))
+        ids = self.call([text]).to(self.tower.device)
+        return advance(self.tower, ids, {}, "embedded").x[0, first : first + n].float()
 
 
 def of_open_clip(tokenizer: Any, tower: Tower) -> Tokens:
     """open_clip's tokenizers: CLIP's own BPE, or a Hugging Face one behind its cleaning."""
+    assert tower.reading is not None
+    # a tokenizer cuts at a length of its own, whatever the tower has
+    context = min(tokenizer.context_length, tower.reading.context)
+    tower = replace(tower, reading=tower.reading._replace(context=context))
     inner = getattr(tokenizer, "tokenizer", None)
     if inner is None:
         return Tokens(tokenizer, lambda text: len(tokenizer.encode(text)) + 2, tower)
-    return Tokens(tokenizer, lambda text: len(inner(tokenizer.clean_fn(text))["input_ids"]), tower)
+    more = getattr(tokenizer, "tokenizer_mode", "") == "clips"  # a class token behind the padding
+    return Tokens(tokenizer, lambda text: len(inner(tokenizer.clean_fn(text))["input_ids"]) + more, tower)
