@@ -32,8 +32,9 @@ def load(
     """Load a frozen backbone.
 
     name: ``timm/vit_small_patch16_224.augreg_in21k`` (any ``timm.create_model`` name; without "/" a name is
-        taken for timm's), ``open_clip/ViT-B-16:openai``, or ``starter/vit-mini``, which comes with this package and
-        needs no network.
+        taken for timm's), ``open_clip/ViT-B-16:openai``, ``hf/google/vit-base-patch16-224`` (a repository of
+        transformers' ViT, DINOv2, CLIP or SigLIP, or a folder), or ``starter/vit-mini``, which comes with this
+        package and needs no network.
     pretrained: False builds random weights.
     weights: a local checkpoint in place of the hub's (.safetensors, .pth, or .npz where timm reads them). Its
         classifier may have any number of classes, or be left out.
@@ -56,9 +57,14 @@ def load(
         from vpt.towers.load_clip import load_open_clip  # open_clip takes seconds to import
 
         return load_open_clip(rest, pretrained, weights, size)
+    elif family == "hf":
+        from vpt.towers.load_hf import load_hf  # transformers takes seconds to import
+
+        return load_hf(rest, pretrained, weights, size)
     else:
         raise ValueError(
-            f"unknown family {family!r} in {name!r}. Backbones are timm/NAME, open_clip/ARCH:WEIGHTS or starter/NAME."
+            f"unknown family {family!r} in {name!r}. Backbones are timm/NAME, open_clip/ARCH:WEIGHTS, hf/REPO or "
+            "starter/NAME."
         )
     options = {k: v for k, v in (("weights", weights), ("size", size)) if v}
     if not pretrained:

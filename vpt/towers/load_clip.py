@@ -28,20 +28,27 @@ def load_open_clip(rest: str, pretrained: bool, weights: str | None, size: int |
     name, _, tag = (rest, "", "") if scheme else rest.partition(":")
     if not scheme:
         name = name.replace("/", "-")
-        tag = _check(name, tag, pretrained, weights)
+        _check(name, tag, pretrained, weights)
     if weights is not None and not Path(weights).is_file():
         raise FileNotFoundError(f"there is no weights file {weights!r}.")
+    # a tag also says activation and preprocessing, which a file of the same weights needs as well
     known = open_clip.get_pretrained_cfg(name, tag) if tag else {}
+    source = weights or (tag if pretrained else "")
+    loaded = bool(source) if not scheme else pretrained and weights is None
     try:
         with _silent():
             model = open_clip.create_model(
                 name,
-                pretrained=(weights or tag or None) if not scheme else None,
-                load_weights=pretrained or weights is not None,
+                pretrained=(source or None) if not scheme else None,
+                load_weights=loaded,
+                require_pretrained=loaded,  # else a hub without the file means random weights
                 pretrained_text=False,
-                force_quick_gelu=bool(known.get("quick_gelu")),  # else only a warning, and accuracy is lost
+                force_quick_gelu=bool(known.get("quick_gelu")),
+                force_preprocess_cfg=known,
                 force_image_size=size,
             )
+            if scheme and weights is not None:  # create_model reads a file for its own architectures only
+                open_clip.load_checkpoint(model, weights)
     except Exception as error:
         raise _refusal(name, tag, weights, error) from error
     options = {k: v for k, v in (("weights", weights), ("size", size)) if v}
@@ -95,8 +102,8 @@ def preprocessing_of_clip(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _check(name: str, tag: str, pretrained: bool, weights: str | None) -> str:
-    """The tag of the weights to load; raises ValueError that lists what there is."""
+def _check(name: str, tag: str, pretrained: bool, weights: str | None) -> None:
+    """Raises ValueError, with a list of what there is, for an unknown architecture or tag, and for no weights."""
     if name not in open_clip.list_models():
         near = get_close_matches(name, open_clip.list_models(), 5)
         hint = f"; near it: {', '.join(near)}" if near else ""
@@ -109,7 +116,6 @@ def _check(name: str, tag: str, pretrained: bool, weights: str | None) -> str:
         raise ValueError(
             f"open_clip/{name} says no weights. There are: {listed}. Or give a file as weights=, or pretrained=False."
         )
-    return tag if pretrained and weights is None else ""
 
 
 def _refusal(name: str, tag: str, weights: str | None, error: Exception) -> Exception:
