@@ -1,6 +1,8 @@
 """Other tools' prompt files become prompt sets. Nothing in them is executed."""
 
 from vpt.importers.checkpoint import read_checkpoint
+from vpt.importers.clip import import_clip_prompts
+from vpt.importers.dassl import read_dassl
 from vpt.importers.kmnp import import_prompts, read_vpt_checkpoint
 
-__all__ = ["import_prompts", "read_checkpoint", "read_vpt_checkpoint"]
+__all__ = ["import_clip_prompts", "import_prompts", "read_checkpoint", "read_dassl", "read_vpt_checkpoint"]

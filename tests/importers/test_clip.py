@@ -1,0 +1,146 @@
+"""Imported CLIP prompts as prompt sets of tiny towers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from torch import Tensor
+
+from vpt.encode import encode
+from vpt.importers import import_clip_prompts
+from vpt.prompt import Site
+from vpt.tower import Tower
+from vpt.towers.clip import open_clip_model
+from vpt.towers.vit import open_timm, tiny
+
+T, V = 32, 48  # widths of the text and the image tower
+CTX = Site("text", "embedded", "<ctx>")
+
+
+@dataclass
+class Backbone:
+    towers: Mapping[str, Tower]
+    preprocessing: Mapping[str, Any]
+
+    def label(self) -> dict[str, Any]:
+        return {"name": "open_clip/tiny", "fingerprints": {}}
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    torch.manual_seed(0)
+    vision = CLIPVisionCfg(layers=4, width=V, head_width=16, patch_size=8, image_size=32)
+    text = CLIPTextCfg(context_length=12, vocab_size=20, width=T, heads=2, layers=3)
+    return Backbone(open_clip_model(CLIP(24, vision, text)), {"input_size": [3, 32, 32]})
+
+
+def ivlp(image: int = 3, text: int = 2, **more: Tensor) -> dict[str, Tensor]:
+    state = {"image_encoder.VPT": torch.randn(2, V), "prompt_learner.ctx": torch.randn(4, T)}
+    for tower, layers, width, n in (("image", image, V, 2), ("text", text, T, 4)):
+        for i in range(1, layers):
+            state[f"{tower}_encoder.transformer.resblocks.{i}.VPT_shallow"] = torch.randn(n, width)
+    return {**state, **more}
+
+
+def cocoop(reads: int = 24) -> dict[str, Tensor]:
+    net = {"linear1.weight": (1, reads), "linear1.bias": (1,), "linear2.weight": (T, 1), "linear2.bias": (T,)}
+    return {"ctx": torch.randn(4, T), **{f"meta_net.{key}": torch.randn(shape) for key, shape in net.items()}}
+
+
+def saved(path: Path, state: dict[str, Tensor]) -> Path:
+    torch.save({"state_dict": state, "epoch": 5}, path)
+    return path
+
+
+def test_the_prompt_set_says_what_it_is_and_its_rows_are_written(tmp_path: Path, backbone: Backbone) -> None:
+    state = ivlp()
+    made = import_clip_prompts(saved(tmp_path / "model.pth.tar-5", state), backbone, classes=["a", "b"])
+    about = made.about
+    options = {"length": 4, "image_length": 2, "layers": 2, "image_layers": 3, "words": ""}
+    assert about["method"] == {"name": "ivlp", "options": options, "paper": "2210.03117"}
+    assert about["train"] == {
+        "imported": "model.pth.tar-5",
+        "code": "muzairkhattak/multimodal-prompt-learning",
+        "epoch": 5,
+    }
+    assert (about["sentence"], about["class_specific"], about["metrics"]) == ("<ctx*4> {}.", False, [])
+    assert about["head"] == {"reads": "names"}
+    assert made.classes == ("a", "b")
+    assert torch.equal(made.rows[CTX], state["prompt_learner.ctx"])
+    made.check(backbone.towers.values())
+    image, pictures = backbone.towers["image"], torch.randn(2, 3, 32, 32)
+    features = encode(image, pictures, made.rows)
+    assert not torch.allclose(features, encode(image, pictures, {}), atol=1e-3)
+    for key, row in ((Site("image", "2", "suffix"), 1), (Site("image", "placed", "suffix"), 0)):
+        changed = made.rows[key].clone()
+        changed[row] += torch.randn(V)
+        assert not torch.allclose(features, encode(image, pictures, {**made.rows, key: changed}), atol=1e-4)
+
+
+def test_class_specific_rows_go_with_their_names(tmp_path: Path, backbone: Backbone) -> None:
+    path = saved(tmp_path / "a.pth", {"ctx": torch.randn(3, 4, T)})
+    made = import_clip_prompts(path, backbone, classes=["x", "y", "z"])
+    assert made.about["class_specific"]
+    assert made.rows[CTX].shape == (3, 4, T)
+    for names in ([], ["x", "y"]):
+        with pytest.raises(ValueError, match=f"for 3 classes, and {len(names)} names were given"):
+            import_clip_prompts(path, backbone, classes=names)
+
+
+def test_cocoop_is_kept_as_a_whole(tmp_path: Path, backbone: Backbone) -> None:
+    state = cocoop()
+    made = import_clip_prompts(saved(tmp_path / "a.pth", state), backbone)
+    assert made.rows == {}
+    assert {key: value.shape for key, value in made.method.items()} == {
+        "text_prompt.table.rows": (1, 4, T),
+        "meta_net.0.weight": (1, 24),
+        "meta_net.0.bias": (1,),
+        "meta_net.2.weight": (T, 1),
+        "meta_net.2.bias": (T,),
+    }
+    assert torch.equal(made.method["text_prompt.table.rows"][0], state["ctx"])
+
+
+def test_method_and_sentence_as_asked(tmp_path: Path, backbone: Backbone) -> None:
+    path = saved(tmp_path / "a.pth", {"ctx": torch.randn(4, T)})
+    made = import_clip_prompts(path, backbone, method="prograd", sentence="{} <ctx*4>.")
+    assert (made.about["method"]["name"], made.about["sentence"]) == ("prograd", "{} <ctx*4>.")
+    assert made.about["train"]["code"] == "BeierZhu/Prompt-align"
+    torch.save({"prompt_embeddings": torch.randn(4, T)}, path)
+    assert import_clip_prompts(path, backbone).about["train"]["code"] == "huggingface/peft"
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"ctx": torch.ones(4, 512)}, r"text/embedded/<ctx> are 512 wide, the 'text' tower of open_clip/tiny takes 32"),
+        ({"prompt_embeddings": torch.ones(4, 768)}, "are 768 wide"),
+        ({"image_encoder.VPT": torch.ones(2, T)}, r"at image/placed/suffix are 32 wide, .* takes 48"),
+        (ivlp(image=5), "for block 4 of the 'image' tower; that of open_clip/tiny has 4 blocks, 0 to 3"),
+        (ivlp(text=4), "for block 3 of the 'text' tower"),
+        (cocoop(512), "meta_net.0.weight is made for image features of 512 channels, open_clip/tiny gives 24"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_with_both_values(
+    tmp_path: Path, backbone: Backbone, state: dict[str, Tensor], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        import_clip_prompts(saved(tmp_path / "a.pth", state), backbone)
+
+
+def test_other_towers_are_refused_with_the_reason(tmp_path: Path, backbone: Backbone) -> None:
+    path = saved(tmp_path / "a.pth", ivlp())
+    with pytest.raises(
+        ValueError, match=r"rows for a 'text' tower; open_clip/tiny has image\. Give the CLIP"
+    ):
+        import_clip_prompts(path, replace(backbone, towers={"image": tiny()}))
+    closed = open_timm(timm.create_model("test_resnet", pretrained=False))
+    with pytest.raises(ValueError, match="closed tower"):
+        import_clip_prompts(path, replace(backbone, towers={**backbone.towers, "image": closed}))
