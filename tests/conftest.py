@@ -18,8 +18,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vpt.tower import Tower
+from vpt.towers.backbone import Backbone
 
-torch.set_num_threads(2)  # tiny networks: two threads wait for each other longer than they work
+torch.set_num_threads(1)  # tiny networks: two threads wait for each other longer than they work
 torch.set_float32_matmul_precision("highest")
 # nn.MultiheadAttention without autograd takes another path, 2e-6 away: equality tests compare like with like
 torch.backends.mha.set_fastpath_enabled(False)
@@ -62,6 +63,24 @@ def tower() -> Tower:
 def images() -> Tensor:
     """Three pictures [3, 3, 32, 32]."""
     return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def tiny_clip() -> Backbone:
+    """A CLIP of random weights, 32 px, patch 8, towers 32 and 24 wide and 3 deep, CLIP's own words. Frozen: share it."""
+    import open_clip  # here, so that a test without it does not wait for it
+
+    from vpt.towers.load_clip import backbone_of
+
+    model = open_clip.model.CLIP(
+        16,
+        vision_cfg=open_clip.model.CLIPVisionCfg(
+            layers=3, width=32, head_width=16, patch_size=8, image_size=32
+        ),
+        text_cfg=open_clip.model.CLIPTextCfg(width=24, heads=2, layers=3),
+    )
+    model.visual.preprocess_cfg = {"size": 32}
+    return backbone_of(_shaken(model, 0.5), "open_clip/tiny", "ViT-B-32")
 
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220)}

@@ -11,7 +11,7 @@ import pytest
 import vpt
 
 ROOT = Path(vpt.__file__).parent
-CORE = ("prompt", "tower", "encode", "attention", "pixels", "promptset", "start", "importers")
+CORE = ("prompt", "tower", "encode", "text", "attention", "pixels", "promptset", "start", "importers")
 FLOORS = {
     "header": -1,  # below even the core, which is torch's: the standard library alone
     **dict.fromkeys(CORE, 0),

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from vpt.promptset import PromptSet
     from vpt.tasks.tune import tune
     from vpt.tasks.tuned import Tuned, load_prompts
-    from vpt.towers.load import Backbone, load
+    from vpt.towers.backbone import Backbone
+    from vpt.towers.load import load
 
 _HOMES = {
-    "Backbone": "vpt.towers.load",
+    "Backbone": "vpt.towers.backbone",
     "Context": "vpt.prompt",
     "Prompt": "vpt.prompt",
     "PromptSet": "vpt.promptset",

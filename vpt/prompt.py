@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -194,6 +194,10 @@ class Prompt(nn.Module):
         self.through = through or nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.transform = transform
+
+    def fill(self, rows: Tensor) -> None:
+        """Start the table from ``rows`` [layers, n, width]."""
+        cast(Any, self.table).fill(rows)
 
     def forward(self, context: Context = Context()) -> dict[Site, Tensor]:  # noqa: B008  a constant
         """Rows by site, [n, width]; [batch, n, width] while dropout is on."""

@@ -24,6 +24,7 @@ __all__ = ["Sentence", "encode_text", "lay", "pack"]
 
 GROUP = 384  # tokens in a packed row: attention grows with its square, and a new row repeats the beginning
 BATCH = 32  # sentences in a batch that is not packed
+PASS = 4096  # tokens of one pass, where several sets of rows run side by side
 GRAPH = 2 * 2**30  # bytes that a backward pass may keep before chunks are computed anew
 KEPT = 34  # numbers of the model's width that one token of one block keeps for backward: measured, with attention
 
@@ -172,10 +173,23 @@ def encode_text(
     parts = []
     for s in streams:
         run = partial(_one, tower, s, live)
-        part = checkpoint(run, own, use_reentrant=False) if recompute and grad else run(own)
-        parts.append(part)
+        chunk = sets if sets is None else max(1, PASS // s.x.numel())
+        chunks = [
+            checkpoint(run, some, use_reentrant=False) if recompute and grad else run(some)
+            for some in _sets(own, sets, chunk)
+        ]
+        parts.append(torch.cat(chunks))
     joined = torch.cat(parts, 1)
     return joined if sets is not None else joined[0]
+
+
+def _sets(rows: Rows, sets: int | None, chunk: int | None) -> Iterator[Rows]:
+    """Runs of ``chunk`` sets of rows; rows that are shared go with each."""
+    if sets is None or chunk is None:
+        yield rows
+        return
+    for start in range(0, sets, chunk):
+        yield {k: r[start : start + chunk] if r.ndim == 3 else r for k, r in rows.items()}
 
 
 def _one(tower: Tower, s: Stream, live: bool, rows: Rows) -> Tensor:

@@ -11,7 +11,7 @@ import vpt.bench.vit as bench
 from vpt.encode import encode
 from vpt.prompt import Site
 from vpt.tower import Tower
-from vpt.towers.load import Backbone
+from vpt.towers.backbone import Backbone
 from vpt.towers.vit import open_timm, tiny
 
 ROW = {"work", "variant", "precision", "ms_median", "ms_min", "peak_mb", "times_plain", "times_floor"}

@@ -11,15 +11,16 @@ from vpt.cli.compare import _arguments, _plan
 from vpt.cli.config import parse
 from vpt.data.module import ImageData
 from vpt.methods import METHODS
+from vpt.tasks.device import Machine
 from vpt.tasks.learner import Learner, build_method
 from vpt.tasks.task import Recipe
-from vpt.tasks.tune import Machine
+from vpt.towers.backbone import Backbone
 from vpt.towers.vit import tiny
 
 ROOT = Path(__file__).parents[2] / "configs"
 FILES = sorted(f for f in ROOT.rglob("*.yaml") if f.parent.name != "datasets")  # those: vpt.data.protocols
 COMMANDS = {"classify": "fit", "data": "fit", "compare": "compare"}
-NETWORK = tiny(num_classes=128)  # with a classifier, so that a map from its classes has something to map
+NETWORK = Backbone("tiny", {"image": tiny(num_classes=128)}, {}, "timm")  # with a classifier, so that a map from its classes has something to map
 
 
 def named(files: list[Path]) -> dict[str, list[object]]:
@@ -27,7 +28,7 @@ def named(files: list[Path]) -> dict[str, list[object]]:
 
 
 def build(name: str, options: dict[str, object]) -> Learner:
-    return Learner(build_method(name, {"image": NETWORK}, options), NETWORK, 3)
+    return Learner(build_method(name, NETWORK, options), NETWORK, ("a", "b", "c"))
 
 
 @pytest.mark.parametrize("file", **named(FILES))

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vpt.encode import encode
 from vpt.importers import import_clip_prompts
 from vpt.prompt import Site
+from vpt.text import encode_text, lay
 from vpt.tower import Tower
 from vpt.towers.clip import open_clip_model
+from vpt.towers.tokens import of_open_clip, readable
 from vpt.towers.vit import open_timm, tiny
 
 T, V = 32, 48  # widths of the text and the image tower
@@ -144,3 +150,85 @@ def test_other_towers_are_refused_with_the_reason(tmp_path: Path, backbone: Back
     closed = open_timm(timm.create_model("test_resnet", pretrained=False))
     with pytest.raises(ValueError, match="closed tower"):
         import_clip_prompts(path, replace(backbone, towers={**backbone.towers, "image": closed}))
+
+
+def golden_clip(case: dict[str, Any], folder: Path) -> CLIP:
+    """The small CLIP of the golden folder; words that its texts do not use are NaN."""
+    cfg = case["model"]
+    vision, text = cfg["vision"], cfg["text"]
+    model = CLIP(
+        cfg["embed_dim"],
+        CLIPVisionCfg(
+            layers=vision["layers"],
+            width=vision["width"],
+            head_width=16,
+            patch_size=cfg["patch_size"],
+            image_size=cfg["image_size"],
+        ),
+        CLIPTextCfg(width=text["width"], heads=text["heads"], layers=text["layers"]),
+        quick_gelu=True,
+    )
+    state = load_file(folder / "clip-small.safetensors")
+    table = torch.full((49408, text["width"]), torch.nan)
+    table[state.pop("token_embedding.ids").long()] = state.pop("token_embedding.rows")
+    model.load_state_dict({**state, "token_embedding.weight": table}, strict=False)
+    return model.eval()
+
+
+def as_the_authors_save(recorded: dict[str, Tensor], suffix: Tensor) -> dict[str, Tensor]:
+    """Recorded initial values under the keys of the authors' files."""
+    if "init.ctx" in recorded:
+        return {"ctx": recorded["init.ctx"]}
+    text, image = recorded["init.text_prompts"], recorded.get("init.visual_prompts")
+    state = {"prompt_learner.ctx": text[0], "prompt_learner.token_suffix": suffix[:, 1 + text.shape[1] :]}
+    for i in range(1, len(text)):
+        key = f"text_encoder.transformer.resblocks.{i}.VPT_shallow"
+        maple = f"prompt_learner.compound_prompts_text.{i - 1}"
+        state[key if image is not None else maple] = text[i]
+    if image is not None:
+        deep = {
+            f"image_encoder.transformer.resblocks.{i}.VPT_shallow": image[i] for i in range(1, len(image))
+        }
+        return {**state, "image_encoder.VPT": image[0], **deep}
+    for part in ("weight", "bias"):
+        first, *above = recorded[f"init.coupling.{part}"]
+        state[f"prompt_learner.proj.{part}"] = first
+        state |= {f"prompt_learner.compound_prompt_projections.{i}.{part}": t for i, t in enumerate(above)}
+    return state
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("coop-end-n4-csc", None),
+        ("coop-middle-n4-random", "<ctx*2> {} <ctx*2>."),
+        ("ivlp-deep-words", None),
+        ("maple-depth3-words", None),
+        ("maple-depth3-random", None),
+    ],
+)
+def test_an_imported_file_gives_the_logits_of_the_authors_code(
+    tmp_path: Path, name: str, sentence: str | None
+) -> None:
+    folder = Path(__file__).parents[1] / "golden"
+    case, recorded = (
+        json.loads((folder / f"{name}.json").read_text()),
+        load_file(folder / f"{name}.safetensors"),
+    )
+    model = golden_clip(case, folder)
+    towers, names = open_clip_model(model), [readable(n) for n in case["classes"]["names"]]
+    suffix = model.token_embedding(torch.tensor(case["classes"]["token_ids"])).detach()
+    state = {key: value.clone() for key, value in as_the_authors_save(recorded, suffix).items()}
+    backbone = Backbone(towers, {})
+    made = import_clip_prompts(saved(tmp_path / "a.pth", state), backbone, classes=names, sentence=sentence)
+    tokens, grouped = (
+        of_open_clip(open_clip.get_tokenizer("ViT-B-16"), towers["text"]),
+        made.about["class_specific"],
+    )
+    said = [tokens.sentence(made.about["sentence"], n, k if grouped else 0) for k, n in enumerate(names)]
+    pictures = load_file(folder / case["tensors"]["input.images"]["file"])["images"]
+    with torch.no_grad():
+        text = encode_text(towers["text"], lay(towers["text"], said), made.rows)
+        image = encode(towers["image"], pictures, made.rows)
+        logits = model.logit_scale.exp() * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).mT
+    torch.testing.assert_close(logits, recorded["out.logits"], rtol=0, atol=5e-5)

@@ -10,27 +10,35 @@ import torch
 from vpt.methods import METHODS, method_class, methods
 from vpt.methods.method import Method, linear_head
 from vpt.prompt import Context
+from vpt.tasks.learner import build_method
+from vpt.towers.backbone import Backbone
 from vpt.towers.vit import tiny
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_is_built_from_its_entry(name: str) -> None:
+def test_every_method_is_built_from_its_entry(name: str, tiny_clip: Backbone) -> None:
     entry = METHODS[name]
-    made = method_class(name)(tiny(), **entry.options)
+    takes = inspect.signature(method_class(name)).parameters
+    two = bool({"text", "tokens"} & takes.keys()) or method_class(name).named
+    backbone = tiny_clip if two else Backbone("tiny", {"image": tiny()}, {}, "timm")
+    made = build_method(name, backbone)
     assert isinstance(made, Method)
-    sites = [str(site) for site in made(Context())]
-    if entry.sites == "none":
-        assert sites == []
-    else:
-        tower, stages, slot = entry.sites.split("/")
-        deep = ["0", "1", "2"] if stages.endswith("..") else [stages]
-        assert sites == [f"{tower}/{stage}/{slot}" for stage in deep]
-    learns = made.learn(tiny()).learns_from is not None
+    sites = [str(site) for site in made(Context(2, {"image": torch.zeros(2, backbone.image.out)}))]
+    for site in [] if entry.sites == "none" else entry.sites.split():
+        tower, stages, slot = site.split("/")
+        mine = [s.split("/")[1] for s in sites if s.startswith(f"{tower}/")]
+        first = stages.removesuffix("..")
+        deep = [first, *map(str, range(1, len(mine)))] if stages.endswith("..") else [stages]
+        assert mine == deep
+        assert all(s.endswith(f"/{slot}") for s in sites if s.startswith(f"{tower}/"))
+    assert bool(sites) == (entry.sites != "none")
+    learns = made.learn(backbone.image).learns_from is not None
     assert entry.baseline or not learns
     module = sys.modules[type(made).__module__].__doc__ or ""
     assert entry.paper in module, "the paper's id stands on top of the file"
-    options = list(inspect.signature(type(made).__init__).parameters.values())[2:]
-    assert all(p.kind is p.KEYWORD_ONLY for p in options)
+    options = inspect.signature(type(made).__init__).parameters.values()
+    parts = {"self", "image", "text", "tokens", "classes", "scale"}
+    assert all(p.kind is p.KEYWORD_ONLY for p in options if p.name not in parts)
 
 
 def test_unknown_methods_are_refused_with_the_names() -> None:

@@ -171,7 +171,7 @@ def test_a_counted_map(mapping: str, closed: bool) -> None:
     with torch.no_grad():
         while torch.equal(counted(image, method), first):  # another prompt, sooner or later another count
             method.image_prompt.table.rows.normal_(std=30)
-    method.after_epoch(image, batches, head)
+    method.after_epoch(1, 2, image, batches, head)
     assert torch.equal(head.weight, counted(image, method) if mapping == "iterative" else first)
 
 
@@ -193,7 +193,7 @@ def test_the_full_map_learns_from_bias_zero() -> None:
     assert all(p.requires_grad for p in head.parameters())
     before = head.weight.clone()
     method.start(image, batches, head)
-    method.after_epoch(image, batches, head)
+    method.after_epoch(1, 2, image, batches, head)
     assert torch.equal(head.weight, before)
 
 

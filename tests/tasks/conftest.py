@@ -9,7 +9,8 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from vpt.towers.load import Backbone, preprocessing_of
+from vpt.towers.backbone import Backbone
+from vpt.towers.load import preprocessing_of
 from vpt.towers.vit import open_timm
 
 

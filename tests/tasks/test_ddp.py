@@ -16,7 +16,8 @@ SCRIPT = """
 import sys
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from vpt.towers.load import Backbone, preprocessing_of
+from vpt.towers.backbone import Backbone
+from vpt.towers.load import preprocessing_of
 from vpt.towers.vit import open_timm
 from vpt.tasks.tune import tune
 

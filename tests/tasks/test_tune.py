@@ -44,7 +44,7 @@ def test_prompts_matter_not_only_the_head(backbone, pictures):
     """The rows moved from their start, and without them the trained head is less sure of the truth."""
     tuned = tune(backbone, str(pictures), "vpt-deep", epochs=8, lr=0.03, length=4, **QUIET)
     torch.manual_seed(1)  # the seed of the run
-    start = build_method("vpt-deep", backbone.towers, {"length": 4})(vpt.Context())
+    start = build_method("vpt-deep", backbone, {"length": 4})(vpt.Context())
     assert all((tuned.rows[site] - rows).abs().mean() > 0.01 for site, rows in start.items())
     data = ImageData(str(pictures), batch_size=9)
     data.bind(backbone.preprocessing)
@@ -235,7 +235,7 @@ def test_bf16_keeps_rows_in_float32(backbone, pictures):
 def test_the_head_may_have_a_rate_of_its_own(backbone, pictures):
     """At a rate of nearly 0 for the rows, they stay at their start while the head learns."""
     torch.manual_seed(1)  # the seed of the run
-    start = build_method("vpt-deep", backbone.towers, {"length": 3})(vpt.Context())
+    start = build_method("vpt-deep", backbone, {"length": 3})(vpt.Context())
     tuned = tune(backbone, str(pictures), "vpt-deep", epochs=2, length=3, lr=1e-9, head_lr=0.1, **QUIET)
     assert all(torch.allclose(tuned.rows[site], rows, atol=1e-6) for site, rows in start.items())
     assert tuned.prompts.head["weight"].abs().mean() > 0.01

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 import vpt.towers.load as home
 from vpt.encode import encode
 from vpt.promptset import fingerprint
-from vpt.towers.load import Backbone, load
+from vpt.towers.backbone import Backbone
+from vpt.towers.load import load
 from vpt.towers.vit import open_timm, tiny
 
 NAME = "test_vit"  # timm's own smallest: 160 px, 64 wide, 6 deep

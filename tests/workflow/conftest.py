@@ -9,7 +9,8 @@ import pytest
 import timm
 import torch
 
-from vpt.towers.load import Backbone, load
+from vpt.towers.backbone import Backbone
+from vpt.towers.load import load
 from vpt.workflow.compare import Result
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from vpt.header import read_header
+from vpt.tasks.device import Machine
 from vpt.tasks.task import Recipe
-from vpt.tasks.tune import Machine
-from vpt.towers.load import Backbone
+from vpt.towers.backbone import Backbone
 from vpt.workflow.compare import HEADER, Candidate, Result, cells, compare, markdown, summarise, to_csv
 
 QUIET = Machine(progress=False)

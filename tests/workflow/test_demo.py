@@ -15,7 +15,7 @@ from vpt.cli import main
 from vpt.header import read_header
 from vpt.methods import METHODS
 from vpt.tasks.learner import build_method
-from vpt.towers.load import Backbone
+from vpt.towers.backbone import Backbone
 from vpt.workflow.compare import Candidate
 from vpt.workflow.demo import SUBJECTS, Budget, Subject, demo
 from vpt.workflow.report import Chapter
@@ -154,7 +154,7 @@ def test_what_the_demo_tries_exists(backbone: Backbone) -> None:
         assert rates["linear"] == rates["random-rows"] == rates["vpt-deep"]  # controls: the same optimiser
         for c in subject.candidates:
             assert c.method in METHODS
-            build_method(c.method, backbone.towers, c.options)
+            build_method(c.method, backbone, c.options)
 
 
 @pytest.mark.parametrize(

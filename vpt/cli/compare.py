@@ -24,8 +24,8 @@ def run(command: str, argv: list[str]) -> None:
     from rich.table import Table
 
     from vpt.promptset import write_atomically
+    from vpt.tasks.device import Machine
     from vpt.tasks.task import Recipe
-    from vpt.tasks.tune import Machine
     from vpt.towers.load import load
     from vpt.workflow.compare import HEADER, cells, compare, markdown, summarise, to_csv
 

@@ -138,8 +138,8 @@ def _flat(content: Mapping[str, Any]) -> list[str]:
 def _parser(command: str, method: str, help_asked: bool = False) -> ArgumentParser:
     """The method decides which options there are. Raises ValueError for one that is none."""
     from vpt.data.module import ImageData
+    from vpt.tasks.device import Machine
     from vpt.tasks.task import Recipe
-    from vpt.tasks.tune import Machine
 
     made = {"method": method_class(method), "data": ImageData, "task": Recipe, "trainer": Machine}
     parser = ArgumentParser(

@@ -16,8 +16,9 @@ def run(command: str, argv: list[str]) -> None:
     from rich.console import Console
 
     from vpt.data.module import ImageData
+    from vpt.tasks.device import Machine
     from vpt.tasks.task import Recipe
-    from vpt.tasks.tune import Machine, fit
+    from vpt.tasks.tune import fit
     from vpt.towers.load import load
 
     # a recipe that cannot be used is refused before a network is loaded

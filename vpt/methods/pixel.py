@@ -18,7 +18,7 @@ from vpt.pixels import border_size
 from vpt.prompt import Context, Prompt, Site, normal
 from vpt.tower import Tower
 
-__all__ = ["Pixel", "frequency_map"]
+__all__ = ["ClipPixel", "Pixel", "frequency_map"]
 
 CHANNELS = 3  # pictures are RGB
 THICKNESS = 30 / 224  # of the shorter side, as published
@@ -88,18 +88,21 @@ class Pixel(Method):
         nn.init.zeros_(head.bias)
         return head.requires_grad_(self.mapping == "full")
 
-    def start(self, image: Tower, batches: Batches, head: nn.Linear) -> None:
+    def start(self, image: Tower, batches: Batches, head: nn.Linear | None) -> None:
         if self.mapping in ("frequency", "iterative"):
             self._count(image, batches, head)
 
-    def after_epoch(self, image: Tower, batches: Batches, head: nn.Linear) -> None:
+    def after_epoch(
+        self, epoch: int, epochs: int, image: Tower, batches: Batches, head: nn.Linear | None
+    ) -> None:
         if self.mapping == "iterative":
             self._count(image, batches, head)
 
     @torch.no_grad()
-    def _count(self, image: Tower, batches: Batches, head: nn.Linear) -> None:
+    def _count(self, image: Tower, batches: Batches, head: nn.Linear | None) -> None:
         """Fill the head from what the network says of the training pictures under the prompt as it is now."""
         assert image.logits is not None
+        assert head is not None
         classes, sources = head.weight.shape
         counts = torch.zeros(sources * classes, dtype=torch.long)
         rows = self(Context())
@@ -112,6 +115,24 @@ class Pixel(Method):
             )
             counts += torch.bincount(seen * classes + labels, minlength=len(counts))
         head.weight.copy_(frequency_map(counts.view(sources, classes), self.per_class))
+
+
+class ClipPixel(Pixel):
+    """Pixel prompts on CLIP as published: no head, the classes' names said in one sentence."""
+
+    named = True
+    sentence = "This is a photo of a {}"
+
+    def __init__(
+        self,
+        image: Tower,
+        *,
+        kind: Kind = "padding",
+        size: int | None = None,
+        init: Literal["normal", "zeros"] = "normal",
+        picture: int | None = None,
+    ) -> None:
+        super().__init__(image, kind=kind, size=size, init=init, picture=picture)
 
 
 def frequency_map(counts: Tensor, per_class: int) -> Tensor:
@@ -140,6 +161,7 @@ def frequency_map(counts: Tensor, per_class: int) -> Tensor:
 def _picture(image: Tower) -> tuple[int, int]:
     """Height and width of the pictures that a network was made for."""
     made_for = getattr(getattr(image.model, "patch_embed", None), "img_size", None)
+    made_for = made_for or getattr(image.model, "image_size", None)  # open_clip's
     if made_for is None:
         made_for = (getattr(image.model, "pretrained_cfg", None) or {}).get("input_size", ())[1:]
     if len(made_for) != 2:

@@ -9,7 +9,7 @@ overwrites patches instead, is what happens to a stream whose places for "prefix
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -78,8 +78,7 @@ class VPT(Method):
     def forward(self, context: Context) -> dict[Site, Tensor]:
         return self.image_prompt(context)
 
-    def start(self, image: Tower, batches: Batches, head: nn.Linear) -> None:
+    def start(self, image: Tower, batches: Batches, head: nn.Linear | None) -> None:
         if self.init in ("kmeans", "vipamin"):
             pictures = next(iter(batches()))["image"]
-            table: Any = self.image_prompt.table
-            table.fill(rows_from_data(image, self.image_prompt, pictures, self.init))
+            self.image_prompt.fill(rows_from_data(image, self.image_prompt, pictures, self.init))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import resource
 import sys
 import warnings
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,28 @@ import torch
 
 from vpt.attention import bf16_supported
 
-__all__ = ["PeakMemory", "autocast", "resolve_device", "resolve_precision"]
+__all__ = ["Machine", "PeakMemory", "autocast", "resolve_device", "resolve_precision"]
 
 PRECISIONS = {"float32": "32-true", "bf16": "bf16-mixed"}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how a run happens, apart from what it computes.
+
+    out: folder for the prompt file, logs and checkpoints; None keeps everything in memory.
+    device: auto, cpu, cuda, cuda:N, mps.  precision: auto, float32, bf16.
+    progress: show bars and what was found.  resume: go on where a killed run in ``out`` stopped.
+    checkpoint_every: steps between checkpoints.  trainer: further options of Lightning's Trainer (devices, strategy).
+    """
+
+    out: str | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    progress: bool = True
+    resume: bool = True
+    checkpoint_every: int = 50
+    trainer: Mapping[str, Any] | None = None
 
 
 def resolve_device(device: str) -> torch.device:

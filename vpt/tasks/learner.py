@@ -1,9 +1,9 @@
-"""One method with its head on a tower: what one learning rate trains."""
+"""One method on the towers it uses, with its head or its class names: what one learning rate trains."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,33 +11,46 @@ from torch import Tensor, nn
 
 from vpt.encode import advance, encode, first
 from vpt.methods import METHODS, method_class
-from vpt.methods.method import Method
-from vpt.prompt import Context, Rows
+from vpt.methods.method import Method, Seen
+from vpt.prompt import Context, Rows, Site
 from vpt.promptset import PromptSet
+from vpt.text import encode_text, lay
 from vpt.tower import Stream, Tower
+from vpt.towers.backbone import Backbone
+from vpt.towers.tokens import readable
 
-__all__ = ["Learner", "build_method", "logits_of"]
+__all__ = ["Learner", "build_method"]
 
 
-def build_method(name: str, towers: Mapping[str, Tower], options: Mapping[str, Any] | None = None) -> Method:
-    """The method of that name on these towers; raises ValueError for an option that it does not have."""
+def build_method(
+    name: str,
+    backbone: Backbone,
+    options: Mapping[str, Any] | None = None,
+    *,
+    classes: int = 2,
+    towers: Mapping[str, Tower] | None = None,
+) -> Method:
+    """The method of that name on this backbone.
+
+    classes: their number, for rows of their own.  towers: in place of the backbone's (twins in another precision).
+    Raises ValueError for an option that the method does not have, and for a tower that the backbone lacks.
+    """
     make = method_class(name)
     known = inspect.signature(make).parameters
     given = {**METHODS[name].options, **(options or {})}
-    takes = [p for p in known if p not in towers]
+    parts: dict[str, Any] = {**(towers or backbone.towers), "classes": classes, "scale": backbone.scale}
+    for part in ("text", "tokens"):
+        if part in known and part not in parts:
+            parts[part] = getattr(backbone, part)  # raises for a backbone without a text tower
+    takes = [p for p in known if p not in parts]
     if wrong := [k for k in given if k not in takes]:
         raise ValueError(
             f"method {name} has no option {', '.join(wrong)}. It has {', '.join(takes) or 'none'}."
         )
-    return make(**{p: towers[p] for p in known if p in towers}, **given)
-
-
-def logits_of(tower: Tower, inputs: Tensor | Stream, rows: Rows, output: str) -> Tensor:
-    """What a head reads: the pooled "features", or the "logits" of the network's own classifier."""
-    if output == "features":
-        return encode(tower, inputs, rows)
-    assert tower.logits is not None
-    return tower.logits(advance(tower, inputs, rows, "normed"))
+    method: Method = make(**{p: parts[p] for p in known if p in parts}, **given)
+    if method.named:
+        _ = backbone.text
+    return method
 
 
 class Learner(nn.Module):
@@ -45,54 +58,157 @@ class Learner(nn.Module):
 
     zero_head: start the head at 0, where few pictures at a small rate find it; VPT's published start is random and
     needs the published rates to be washed out (16 a class of Caltech101, linear probe by AdamW: 68% against 81%).
-    The frozen tower is no submodule, so checkpoints and DDP do not see it; a copy that learns is.
+    Frozen towers are no submodules, so checkpoints and DDP do not see them; a copy that learns is.
+    packed: sentences as trees; False is the plain way.
     """
 
-    def __init__(self, method: Method, image: Tower, classes: int, *, zero_head: bool = True) -> None:
+    def __init__(
+        self,
+        method: Method,
+        backbone: Backbone,
+        classes: Sequence[str],
+        *,
+        towers: Mapping[str, Tower] | None = None,
+        zero_head: bool = True,
+        packed: bool = True,
+    ) -> None:
         super().__init__()
-        self.method = method
+        self.method, self.classes = method, tuple(classes)
+        used = towers or backbone.towers
+        # in a tuple: nn.Module registers modules only
+        self.frozen = (used["image"], used.get("text") if method.named else None)
         self.towers = (
-            method.learn(image).pooling(method.pool),
-        )  # in a tuple: nn.Module registers modules only
-        if self.tower.learns_from is not None:
-            self.network = self.tower.model
+            method.learn(used["image"]).pooling(method.pool),
+            method.learn(used["text"]) if method.named else None,
+        )
+        self.network = nn.ModuleDict(
+            {t.name: t.model for t in self.towers if t is not None and t.learns_from is not None}
+        )
         if method.output == "logits" and self.tower.logits is None:
             raise ValueError(
                 f"{type(method).__name__} needs a network with its own classifier; this one has none."
             )
-        self.head = method.head(self.width(), classes)
-        if zero_head and method.output == "features":
+        self.head = None if method.named else method.head(self.width(), len(classes))
+        if self.head is not None and zero_head and method.output == "features":
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
+        self.scale, self.bias = backbone.scale, backbone.bias
+        self.packed = packed
+        self._backbone = (backbone,)
+        self._kept: dict[
+            str, Any
+        ] = {}  # what follows from names and frozen weights, or from rows while not training
 
     @property
     def tower(self) -> Tower:
-        """The tower that this learner runs: the frozen one, or its own copy."""
+        """The image tower that this learner runs: the frozen one, or its own copy."""
         return self.towers[0]
 
     def width(self) -> int:
         """Channels that the head reads."""
         return self.tower.out if self.method.output == "features" else int(self.tower.model.num_classes)  # type: ignore[arg-type]
 
+    def context(self, batch: int = 1, frozen: Tensor | None = None) -> Context:
+        """What the method may know; frozen: un-prompted image features [batch, out], zeros where they do not matter."""
+        if not self.method.needs:
+            return Context(batch)
+        frozen = torch.zeros(batch, self.tower.out, device=self.tower.device) if frozen is None else frozen
+        return Context(batch, {"image": frozen})
+
+    @property
+    def sites(self) -> set[Site]:
+        """Where the method writes."""
+        with torch.no_grad():
+            return set(self.method(self.context()))
+
     @property
     def low(self) -> str:
-        """The lowest stage that is written to or learns; below it nothing changes during training."""
-        with torch.no_grad():
-            stage = first(self.tower, self.method(Context(1)))
-        output_low = "normed" if self.method.output == "logits" and stage == self.tower.stages[-1] else stage
-        return output_low
+        """The lowest stage of the image tower that is written to or learns; below it nothing changes in training."""
+        stage = first(self.tower, self.sites)
+        return "normed" if self.method.output == "logits" and stage == self.tower.stages[-1] else stage
+
+    def see(self, inputs: Tensor | Stream, frozen: Tensor | None = None) -> Seen:
+        """Features and logits of one step. frozen: un-prompted image features, where they are known already."""
+        x, method = inputs.x if isinstance(inputs, Stream) else inputs, self.method
+        writes = first(self.tower, self.sites) != self.tower.stages[-1]
+        if method.needs and frozen is None:
+            with torch.no_grad():
+                frozen = encode(self.frozen[0], inputs)
+        rows = method(self.context(len(x), frozen))
+        if method.needs and not writes:
+            assert frozen is not None
+            seen = Seen(frozen)
+        elif method.output == "logits":
+            assert self.tower.logits is not None
+            seen = Seen(self.tower.logits(advance(self.tower, inputs, rows, "normed")))
+        elif method.reads:
+            seen = self._read_back(inputs, rows)
+        else:
+            seen = Seen(encode(self.tower, inputs, rows))
+        if self.head is not None:
+            return Seen(seen.image, frozen=frozen, logits=self.head(seen.image.float()))
+        seen = Seen(
+            seen.image, self._texts(rows, len(x)), self.scale, self.bias, frozen, self._taught(), seen.read
+        )
+        return Seen(**{**vars(seen), "logits": method.logits(seen)})
+
+    def _read_back(self, inputs: Tensor | Stream, rows: Rows) -> Seen:
+        """The image feature with the outputs of rows beside it."""
+        s = advance(self.tower, inputs, rows, "normed")
+        read = {slot: s.x[:, s.places[slot][0]] for slot in self.method.reads}
+        return Seen(encode(self.tower, s), read=read)
 
     def forward(self, inputs: Tensor | Stream) -> Tensor:
         """Logits [batch, K]."""
-        batch = len(inputs.x if isinstance(inputs, Stream) else inputs)
-        rows = self.method(Context(batch))
-        return self.head(logits_of(self.tower, inputs, rows, self.method.output).float())
+        return self.see(inputs).logits
+
+    def texts(self) -> Tensor:
+        """Class features [K, out] of rows that do not depend on a picture."""
+        return self._texts(self.method(self.context()), 1)
+
+    def _texts(self, rows: Rows, batch: int) -> Tensor:
+        text = self.towers[1]
+        assert text is not None
+        learns = text.learns_from is not None or any(s.tower == text.name for s in rows)
+        if learns and (self.training or self.method.per_sample or torch.is_grad_enabled()):
+            sets = batch if self.method.per_sample else None
+            return encode_text(text, self._streams(), rows, sets=sets)
+        if "texts" not in self._kept:
+            with torch.no_grad():
+                own = self.method.texts(self._say)
+                own = encode_text(text, self._streams(), rows) if own is None else own
+                self._kept["texts"] = own.to(self.tower.device)
+        return self._kept["texts"]
+
+    def _streams(self) -> list[Stream]:
+        if "streams" not in self._kept:
+            text, method = self.towers[1], self.method
+            assert text is not None
+            names = [readable(name) for name in self.classes]
+            sentences = self._backbone[0].sentences(method.sentence, names, grouped=method.class_specific)
+            self._kept["streams"] = lay(text, sentences, packed=self.packed)
+        return self._kept["streams"]
+
+    def _say(self, template: str) -> Tensor:
+        """Frozen features of the class names in another sentence."""
+        text = self.frozen[1]
+        assert text is not None
+        names = [readable(name) for name in self.classes]
+        with torch.no_grad():
+            return encode_text(text, lay(text, self._backbone[0].sentences(template, names)), {})
+
+    def _taught(self) -> Mapping[str, Tensor]:
+        if not self.training:
+            return {}
+        if "taught" not in self._kept:
+            self._kept["taught"] = self.method.teach(self._say)
+        return self._kept["taught"]
 
     def train(self, mode: bool = True) -> Learner:
-        """Rows and head follow ``mode``; a network that learns stays in eval mode, as it was pretrained to be used."""
+        """Rows and head follow ``mode``; networks stay in eval mode, as they were pretrained to be used."""
         super().train(mode)
-        if self.tower.learns_from is not None:
-            self.network.eval()
+        self.network.eval()
+        self._kept.pop("texts", None)
         return self
 
     def learned(self) -> dict[str, Tensor]:
@@ -113,17 +229,35 @@ class Learner(nn.Module):
         ]
 
     def export(self, about: Mapping[str, Any]) -> PromptSet:
-        """Rows as they enter (projections folded), head and, for a baseline, the weights that learned."""
+        """Rows as they enter (projections folded), head and, for a baseline, the weights that learned.
+
+        A method whose rows depend on the picture, or that reads them back, is kept as a whole.
+        """
         training = self.training
         self.eval()
+        whole = self.method.per_sample or bool(self.method.reads) or not self.method.trains
+        rows: dict[Site, Tensor] = {}
         with torch.no_grad():
-            rows = {site: r.detach().clone() for site, r in self.method(Context(1)).items()}
+            if not whole:
+                rows = {site: r.detach().clone() for site, r in self.method(self.context()).items()}
         self.train(training)
-        head = {k: v.detach().clone() for k, v in self.head.state_dict().items()}
+        state = {k: v.detach().clone() for k, v in self.method.state_dict().items()} if whole else {}
+        head = (
+            {k: v.detach().clone() for k, v in self.head.state_dict().items()}
+            if self.head is not None
+            else {}
+        )
         weights = {
-            k.removeprefix("network."): v.detach().clone()
+            k.removeprefix("network.").removeprefix("image."): v.detach().clone()
             for k, v in self.learned().items()
             if k.startswith("network.")
         }
-        label = {"head": {"reads": self.method.output}, "pool": self.method.pool}
-        return PromptSet(rows, head, weights=weights, about={**about, **label})
+        label: dict[str, Any] = {"pool": self.method.pool}
+        if self.method.named:
+            label["names"] = {
+                "sentence": self.method.sentence,
+                "class_specific": self.method.class_specific,
+            }
+        else:
+            label["head"] = {"reads": self.method.output}
+        return PromptSet(rows, head, state, weights, {**about, **label})

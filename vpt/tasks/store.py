@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vpt.encode import advance
+from vpt.encode import advance, encode
 from vpt.tower import Stream, Tower
 
 __all__ = ["Stored", "fill", "inputs_of"]
@@ -27,11 +27,13 @@ class Stored(Dataset[dict[str, Any]]):
 
     x: [views, pictures, ...], what the first written stage reads.  frame: the rest of the stream, shared.
     facts: label, index and key of each picture.
+    frozen: un-prompted features [views, pictures, out], for methods that compare with them.
     """
 
     x: Tensor
     frame: Stream
     facts: Sequence[dict[str, Any]]
+    frozen: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.facts)
@@ -39,7 +41,8 @@ class Stored(Dataset[dict[str, Any]]):
     def __getitem__(self, place: int | tuple[int, int]) -> dict[str, Any]:
         epoch, index = place if isinstance(place, tuple) else (0, place)
         view = epoch % len(self.x)
-        return {**self.facts[index], "x": self.x[view, index], "view": view}
+        item = {**self.facts[index], "x": self.x[view, index], "view": view}
+        return item if self.frozen is None else {**item, "frozen": self.frozen[view, index]}
 
 
 def inputs_of(batch: dict[str, Any], frame: Stream | None) -> Tensor | Stream:
@@ -73,12 +76,16 @@ def fill(
     folder: Path | None = None,
     name: str = "train",
     batch_size: int = 64,
+    pooled: bool = False,
     around: Callable[[], AbstractContextManager[Any]] | None = None,
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Stored | None:
     """Run every view of every picture to stage ``until``, in the order of the list, so that a resumed run computes
-    the same bits. around: a context for the passes (autocast). None when "auto" finds that it would not fit."""
+    the same bits. pooled: keep the un-prompted features too. around: a context for the passes (autocast). None when
+    "auto" finds that it would not fit."""
     x: Tensor | None = None
+    frozen: Tensor | None = None
+    pooled = pooled and until != tower.stages[-1]
     frame: Stream | None = None
     facts: list[dict[str, Any]] = []
     starts = range(0, len(pictures), batch_size)
@@ -86,19 +93,21 @@ def fill(
         view, start = step // len(starts), starts[step % len(starts)]
         batch = [pictures[view, i] for i in range(start, min(start + batch_size, len(pictures)))]
         images = torch.stack([b["image"] for b in batch]).to(tower.device)
-        if around is None:
+        with around() if around is not None else nullcontext():
             s = advance(tower, images, {}, until)
-        else:
-            with around():
-                s = advance(tower, images, {}, until)
+            features = encode(tower, s) if pooled else None
         if x is None:
             x = _room((views, len(pictures), *s.x.shape[1:]), s.x.dtype, where, folder, name)
             if x is None:
                 return None
             frame = replace(s, x=s.x[:0])
         x[view, start : start + len(batch)] = s.x.cpu()
+        if features is not None:
+            if frozen is None:
+                frozen = features.new_empty((views, len(pictures), features.shape[-1]), device="cpu")
+            frozen[view, start : start + len(batch)] = features.cpu()
         if view == 0:
             facts += [{k: b[k] for k in ("label", "index", "key")} for b in batch]
     assert x is not None
     assert frame is not None
-    return Stored(x, frame, facts)
+    return Stored(x, frame, facts, frozen)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -50,7 +51,7 @@ class Recipe:
     per_256: bool = False
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float | None = None
-    schedule: Literal["cosine", "constant", "vpt", "pixel"] = "cosine"
+    schedule: Literal["cosine", "constant", "vpt", "pixel", "coop"] = "cosine"
     warmup: float = 1.0
     head: Literal["zeros", "published"] = "zeros"
     smoothing: float = 0.0
@@ -71,6 +72,12 @@ class Recipe:
             raise ValueError(f"learning rates are positive, got {self.lr}.")
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"smoothing is {self.smoothing}, wanted 0 or more and less than 1.")
+
+    def rates(self, own: float) -> tuple[float, ...]:
+        """The learning rates to train: as asked, the method's own, or five around it, a factor of about three apart."""
+        if self.lr == "search":
+            return tuple(float(f"{own * factor:.3g}") for factor in (0.1, 0.3, 1, 3, 10))
+        return tuple(map(float, self.lr)) or (own,)
 
 
 class Diverged(RuntimeError):
@@ -125,7 +132,9 @@ class PromptTask(L.LightningModule):
     def setup(self, stage: str) -> None:
         device = self.trainer.strategy.root_device
         for learner in map(self.learner, range(len(self.learners))):
-            learner.tower.model.to(device)
+            for tower in (*learner.towers, *learner.frozen):
+                if tower is not None:
+                    tower.model.to(device)
             learner.to(device)
             if stage == "fit":
                 learner.method.start(learner.tower, self._on_device, learner.head)
@@ -162,7 +171,7 @@ class PromptTask(L.LightningModule):
         with self.attention(inputs):
             if len(alive) > 1:  # one static part for all
                 inputs = advance(self.learner(0).tower, inputs, {}, self.low)
-            losses = torch.stack([self.objective.loss(self.learner(k)(inputs), target) for k in alive])
+            losses = torch.stack([self._loss(self.learner(k), inputs, target, batch) for k in alive])
         finite = losses.detach().isfinite().tolist()
         for k, ok in zip(alive, finite, strict=True):
             if not ok:
@@ -176,11 +185,21 @@ class PromptTask(L.LightningModule):
         self.log("train/loss", loss.detach() / sum(finite), prog_bar=True, batch_size=len(target))
         return loss
 
+    def _loss(
+        self, learner: Learner, inputs: Tensor | Stream, target: Tensor, batch: dict[str, Any]
+    ) -> Tensor:
+        seen = learner.see(inputs, batch.get("frozen"))
+        return learner.method.total(
+            learner.method.losses(seen, lambda logits: self.objective.loss(logits, target))
+        )
+
     def on_train_epoch_end(self) -> None:
         for k in range(len(self.learners)):
             if k not in self.diverged:
                 learner = self.learner(k)
-                learner.method.after_epoch(learner.tower, self._on_device, learner.head)
+                learner.method.after_epoch(
+                    self.current_epoch + 1, self.recipe.epochs, learner.tower, self._on_device, learner.head
+                )
                 self.good[k] = _copy(learner.learned())
 
     def validation_step(self, batch: dict[str, Any], _: int) -> None:
@@ -222,9 +241,10 @@ class PromptTask(L.LightningModule):
             optimizer = torch.optim.AdamW(groups)
         steps = math.ceil(self.epoch_batches / self.trainer.accumulate_grad_batches)
         factor = schedule(self.recipe.schedule, self.recipe.epochs, steps, self.recipe.warmup)
+        factors: list[Any] = [partial(factor, lr=group["lr"]) for group in optimizer.param_groups]
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factors), "interval": "step"},
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,33 +27,15 @@ from vpt.methods.method import Method
 from vpt.objectives.classify import Classify
 from vpt.promptset import PromptSet, write_atomically
 from vpt.tasks.callbacks import LastGood, StepTime, quiet
-from vpt.tasks.device import PeakMemory, autocast, resolve_device, resolve_precision
+from vpt.tasks.device import Machine, PeakMemory, autocast, resolve_device, resolve_precision
 from vpt.tasks.learner import Learner, build_method
 from vpt.tasks.store import Stored, fill
 from vpt.tasks.task import Diverged, PromptTask, Recipe
 from vpt.tasks.tuned import Tuned
-from vpt.towers.load import Backbone, load
+from vpt.towers.backbone import Backbone
+from vpt.towers.load import load
 
 __all__ = ["Machine", "fit", "tune"]
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where and how a run happens, apart from what it computes.
-
-    out: folder for the prompt file, logs and checkpoints; None keeps everything in memory.
-    device: auto, cpu, cuda, cuda:N, mps.  precision: auto, float32, bf16.
-    progress: show bars and what was found.  resume: go on where a killed run in ``out`` stopped.
-    checkpoint_every: steps between checkpoints.  trainer: further options of Lightning's Trainer (devices, strategy).
-    """
-
-    out: str | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    progress: bool = True
-    resume: bool = True
-    checkpoint_every: int = 50
-    trainer: Mapping[str, Any] | None = None
 
 
 def tune(backbone: Backbone | str, data: ImageData | str, method: str = "vpt-deep", **options: Any) -> Tuned:
@@ -92,7 +74,7 @@ def fit(
     method: str,
     options: Mapping[str, Any] | None = None,
     recipe: Recipe = Recipe(),  # noqa: B008  frozen
-    machine: Machine = Machine(),
+    machine: Machine = Machine(),  # noqa: B008  frozen
 ) -> Tuned:
     """Train, choose among the recipe's learning rates on val, measure on test, and write the file.
 
@@ -120,13 +102,13 @@ class Run:
         self.entry = (
             METHODS[method] if method in METHODS else method_class(method)
         )  # raises, listing the names
-        self.recipe, self.lrs = recipe, _rates(recipe.lr, self.entry.lr)
+        self.recipe, self.lrs = recipe, recipe.rates(self.entry.lr)
         self.weight_decay = self.entry.weight_decay if recipe.weight_decay is None else recipe.weight_decay
         self.device = resolve_device(machine.device)
         self.precision = resolve_precision(machine.precision, self.device)
         self.out = None if machine.out is None else Path(machine.out)
         self.console = Console(stderr=True, quiet=not machine.progress)
-        build_method(method, backbone.towers, options)  # sites and options are refused before data are read
+        build_method(method, backbone, options)  # sites and options are refused before data are read
 
     def __call__(self) -> Tuned:
         started = time.perf_counter()
@@ -140,9 +122,10 @@ class Run:
         learners = self._learners()
         self._say_what_learns(learners[0])
         solved: dict[str, float] = {}
-        if type(learners[0].method).solve is not Method.solve:
+        method = learners[0].method
+        if type(method).solve is not Method.solve or not method.trains:
             chosen, why, task = 0, "", None
-            solved = self._solve(learners[0])
+            solved = self._solve(learners[0]) if learners[0].head is not None else {}
         else:
             task = self._train(learners, resumed, timer)
             chosen, why = task.best()
@@ -226,13 +209,15 @@ class Run:
         for tower in towers.values():
             tower.model.to(self.device)
         if self.precision.startswith("bf16") and not self.entry.baseline:
-            towers["image"] = cast_frozen(towers["image"], torch.bfloat16)
+            towers = {name: cast_frozen(tower, torch.bfloat16) for name, tower in towers.items()}
         made = []
         for _ in self.lrs:
             torch.manual_seed(self.data.seed)
-            method = build_method(self.method, towers, self.options)
-            zero = self.recipe.head == "zeros"
-            made.append(Learner(method, towers["image"], len(self.objective.classes), zero_head=zero))
+            classes, zero = self.objective.classes, self.recipe.head == "zeros"
+            method = build_method(
+                self.method, self.backbone, self.options, classes=len(classes), towers=towers
+            )
+            made.append(Learner(method, self.backbone, classes, towers=towers, zero_head=zero))
         return made
 
     def _say_what_learns(self, learner: Learner) -> None:
@@ -242,7 +227,8 @@ class Run:
                 room = {"head": "head", "network": "network"}.get(name.split(".")[0], "rows")
                 counts[room] = counts.get(room, 0) + p.numel()
         told = ", ".join(f"{room} {n:,}" for room, n in counts.items()) or "nothing by gradient"
-        frozen = sum(p.numel() for p in self.backbone.image.model.parameters())
+        models = [t.model for t in learner.frozen if t is not None]
+        frozen = sum(p.numel() for model in models for p in model.parameters())
         self.console.print(
             f"{self.method} on {self.backbone.name} ({frozen / 1e6:.1f} M frozen) learns: {told}"
         )
@@ -265,6 +251,7 @@ class Run:
             where=self.recipe.store,
             folder=self.out,
             name=split,
+            pooled=learner.method.needs and split == "train",
             around=partial(autocast, self.device, self.precision),
             track=bar if self.machine.progress else iter,
         )
@@ -278,6 +265,7 @@ class Run:
             stored = fill(learner.tower, "pooled", pictures, 1, where="memory")
             assert stored is not None
             parts[split] = (stored.x[0], torch.tensor([fact["label"] for fact in stored.facts]))
+        assert learner.head is not None
         return learner.method.solve(*parts["train"], parts["val"], learner.head)
 
     def _train(self, learners: list[Learner], resumed: Path | None, timer: StepTime) -> PromptTask:
@@ -396,10 +384,3 @@ class Run:
                     for n, v in found.metrics.items()
                 ]
         return tuned
-
-
-def _rates(asked: tuple[float, ...] | str, own: float) -> tuple[float, ...]:
-    """The learning rates to train: as asked, the method's own, or five around it, a factor of about three apart."""
-    if asked == "search":
-        return tuple(float(f"{own * factor:.3g}") for factor in (0.1, 0.3, 1, 3, 10))
-    return tuple(map(float, asked)) or (own,)

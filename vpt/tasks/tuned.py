@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +15,17 @@ from PIL import Image
 from torch import Tensor
 
 from vpt.data.images import decode
+from vpt.encode import encode
+from vpt.methods.method import Fixed
 from vpt.objectives.classify import Classify
 from vpt.promptset import PromptSet
 from vpt.tasks.device import autocast, resolve_device
-from vpt.tasks.learner import build_method, logits_of
+from vpt.tasks.learner import Learner, build_method
+from vpt.text import encode_text, lay
 from vpt.tower import Tower
-from vpt.towers.load import Backbone, load
+from vpt.towers.backbone import Backbone
+from vpt.towers.load import load
+from vpt.towers.tokens import PLACEHOLDER, readable
 
 __all__ = ["Evaluation", "Prediction", "Tuned", "load_prompts"]
 
@@ -48,7 +54,8 @@ class Evaluation(NamedTuple):
 
 
 class Tuned:
-    """What training leaves: rows (or a baseline's weights) and a head on the backbone they were learned on."""
+    """What training leaves: rows (or a baseline's weights) and a head, or class names, on the backbone they were
+    learned on."""
 
     def __init__(self, backbone: Backbone, prompts: PromptSet, *, precision: str = "32-true") -> None:
         self.backbone, self.prompts, self.precision = backbone, prompts, precision
@@ -75,40 +82,97 @@ class Tuned:
         return dict(self.prompts.about.get("protocol") or {})
 
     @cached_property
+    def learner(self) -> Learner:
+        """What predicts: the rows as they are, or the method that they came from where it is kept as a whole."""
+        prompts, about = self.prompts, self.prompts.about
+        head = about.get("head") or {}
+        whole = about.get("kind") == "baseline" or prompts.method or prompts.weights
+        if whole:
+            made = about["method"]
+            method = build_method(made["name"], self.backbone, made["options"], classes=len(self.classes))
+            method.load_state_dict(prompts.method, strict=bool(prompts.method))
+        else:
+            words = {"pool": about.get("pool", "own"), "output": head.get("reads", "features")}
+            words |= {"named": True, **about["names"]} if "names" in about else {}
+            method = Fixed(prompts.rows, **words)
+        learner = Learner(method, self.backbone, self.classes or [""])
+        if learner.head is not None and prompts.head:
+            learner.head.load_state_dict(prompts.head)
+        self._load(learner, prompts.weights)
+        return learner.eval().requires_grad_(False).to(self.device)
+
+    def _load(self, learner: Learner, weights: Mapping[str, Tensor]) -> None:
+        """A baseline's own weights; raises ValueError where they do not fit."""
+        if not weights:
+            return
+        named = {k if k.startswith("text.") else f"image.{k}": v for k, v in weights.items()}
+        if wrong := learner.network.load_state_dict(named, strict=False).unexpected_keys:
+            raise ValueError(f"these baseline weights do not fit {self.backbone.name}: it has no {wrong[0]}.")
+
+    @property
     def tower(self) -> Tower:
-        """The tower that predicts: the frozen one, or for a baseline its own copy with the learned weights."""
-        about, image = self.prompts.about, self.backbone.image
-        if self.prompts.weights:
-            method = about["method"]
-            image = build_method(method["name"], self.backbone.towers, method["options"]).learn(image)
-            wrong = image.model.load_state_dict(self.prompts.weights, strict=False).unexpected_keys
-            if wrong:
-                raise ValueError(
-                    f"these baseline weights do not fit {self.backbone.name}: it has no {wrong[0]}."
-                )
-        return image.pooling(about.get("pool", "own"))
-
-    @cached_property
-    def _parts(self) -> tuple[dict[Any, Tensor], dict[str, Tensor]]:
-        def here(tensors: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
-            return {k: v.to(self.device) for k, v in tensors.items()}
-
-        return here(self.prompts.rows), here(self.prompts.head)
+        """The image tower that predicts: the frozen one, or for a baseline its own copy with the learned weights."""
+        return self.learner.tower
 
     @torch.inference_mode()
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Features [batch, out] of preprocessed pictures [batch, 3, height, width], with the rows written."""
+    def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
+        """Features [batch, out] of preprocessed pictures [batch, 3, height, width], with the rows written.
+
+        The call of open_clip's models: ``normalize`` gives unit length.
+        """
         with autocast(self.device, self.precision):
-            return logits_of(self.tower, images.to(self.device), self._parts[0], "features")
+            features = encode(self.tower, images.to(self.device), self._rows("image"))
+        return F.normalize(features, dim=-1) if normalize else features
+
+    @torch.inference_mode()
+    def encode_text(self, text: str | Sequence[str] | Tensor, normalize: bool = False) -> Tensor:
+        """Features [N, out] of strings, or of ids [N, context] from the backbone's tokenizer.
+
+        Strings are class names: each is said in the prompt's sentence, with its rows. A string that holds a placeholder
+        (such as ``"<ctx*4> {}."`` with a name put in) is taken as it is. Ids are encoded without rows.
+        """
+        tower = self.backbone.text
+        if isinstance(text, Tensor):
+            features = encode(tower, text.to(self.device))
+        else:
+            names = [text] if isinstance(text, str) else list(text)
+            sentence = self.learner.method.sentence
+            said = [n if PLACEHOLDER.search(n) else sentence.replace("{}", readable(n)) for n in names]
+            sentences = [self.backbone.tokens.sentence(s) for s in said]
+            features = encode_text(tower, lay(tower, sentences), self._rows("text"))
+        return F.normalize(features, dim=-1) if normalize else features
+
+    def _rows(self, tower: str) -> dict[Any, Tensor]:
+        rows = self.learner.method(self.learner.context())
+        own = {site: r for site, r in rows.items() if site.tower == tower}
+        if tower == "text" and (self.learner.method.per_sample or self.learner.method.class_specific):
+            raise ValueError(
+                "these text rows belong to a picture or to one class each, so other strings cannot be said with them."
+            )
+        return own
+
+    def with_classes(self, classes: Sequence[str]) -> Tuned:
+        """The same prompt for another list of class names.
+
+        Raises ValueError for a head or class-specific rows, which belong to the classes they were trained for.
+        """
+        if not self.learner.method.named or self.learner.method.class_specific:
+            what = "class-specific rows" if self.learner.method.named else "a head"
+            raise ValueError(
+                f"this prompt set has {what} for its {len(self.classes)} classes and cannot name others. Train a "
+                "method that says names, such as coop or maple."
+            )
+        if len(set(classes)) < len(classes) or not classes:
+            raise ValueError(f"class names must differ and there must be some, got {list(classes)}.")
+        kept = {k: v for k, v in self.prompts.about.items() if k != "metrics"}
+        prompts = replace(self.prompts, about={**kept, "classes": list(classes)})
+        return Tuned(self.backbone, prompts, precision=self.precision)
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
         """Class logits [batch, K] of preprocessed pictures."""
-        rows, head = self._parts
-        reads = (self.prompts.about.get("head") or {}).get("reads", "features")
         with autocast(self.device, self.precision):
-            features = logits_of(self.tower, images.to(self.device), rows, reads)
-        return F.linear(features.float(), head["weight"], head["bias"])
+            return self.learner(images.to(self.device)).float()
 
     @property
     def objective(self) -> Classify:

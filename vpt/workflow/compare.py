@@ -16,11 +16,12 @@ from typing import Any, Literal
 from vpt.data.module import ImageData
 from vpt.methods import METHODS
 from vpt.promptset import write_atomically
+from vpt.tasks.device import Machine
 from vpt.tasks.learner import build_method
 from vpt.tasks.task import Recipe
-from vpt.tasks.tune import Machine, fit
+from vpt.tasks.tune import fit
 from vpt.tasks.tuned import Tuned
-from vpt.towers.load import Backbone
+from vpt.towers.backbone import Backbone
 
 __all__ = ["Candidate", "Result", "Row", "compare", "markdown", "summarise", "to_csv"]
 
@@ -83,7 +84,7 @@ def compare(
     if len(set(names)) < len(names):
         raise ValueError(f"two lines of the comparison have one name: {names}. Give them labels.")
     for c in candidates:
-        build_method(c.method, backbone.towers, c.options)  # all are refused before the first one runs
+        build_method(c.method, backbone, c.options)  # all are refused before the first one runs
     file = out / "results.json"
     kept = [Result(**r) for r in json.loads(file.read_text())] if file.is_file() else []
     done = {r.protocol["run"]: r for r in kept}

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from vpt.promptset import write_atomically
+from vpt.tasks.device import Machine
 from vpt.tasks.task import Recipe
-from vpt.tasks.tune import Machine
 from vpt.tasks.tuned import Tuned
-from vpt.towers.load import Backbone, load
+from vpt.towers.backbone import Backbone
+from vpt.towers.load import load
 from vpt.workflow.compare import Candidate, Result, compare, summarise, to_csv
 from vpt.workflow.report import Chapter, page
 from vpt.workflow.study import Study

@@ -20,7 +20,7 @@ from vpt.data.module import ImageData
 from vpt.data.sources import open_source
 from vpt.header import read_header
 from vpt.tasks.tuned import Evaluation, Tuned, load_prompts
-from vpt.towers.load import Backbone
+from vpt.towers.backbone import Backbone
 from vpt.workflow import plots
 from vpt.workflow.attention_map import attention, upsample
 from vpt.workflow.compare import Result

@@ -1,10 +1,11 @@
 """Backbones that ship with the package, weights included: what ``load("starter/NAME")`` can open."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
-__all__ = ["STARTERS"]
+__all__ = ["CLIP_STARTERS", "STARTERS"]
 
 
 def _vit_mini() -> nn.Module:
@@ -13,4 +14,13 @@ def _vit_mini() -> nn.Module:
     return load_vit_mini()
 
 
+def _clip_mini() -> tuple[nn.Module, Any, dict[str, Any]]:
+    from vpt.towers.starter.clip_mini import load_clip_mini  # imports open_clip: 8 s on a cold start
+
+    return load_clip_mini()
+
+
 STARTERS: dict[str, Callable[[], nn.Module]] = {"vit-mini": _vit_mini}
+
+# with a text tower: the model, its tokenizer, and timm's data config of its pictures
+CLIP_STARTERS: dict[str, Callable[[], tuple[nn.Module, Any, dict[str, Any]]]] = {"clip-mini": _clip_mini}
