@@ -32,7 +32,10 @@ def test_every_arrangement_is_one_kind():
     pairs = len(things) * (len(things) - 1)  # ordered; two relations remain once mirror images are one
     assert len(kinds()) == len({frozenset((k, k.mirrored())) for k in kinds()}) == 2 * pairs
     assert {k.relation for k in kinds()} == set(WORDS["relations"])
-    assert all(k.mirrored().mirrored() == k for k in kinds()[:20])
+    assert all(k.mirrored().mirrored() == k.turned().turned() == k for k in kinds()[:20])
+    kind = Kind("red", "circle", "above", "blue", "star")
+    assert str(kind.turned()) == "a red circle below a blue star"
+    assert str(kind.mirrored()) == "a blue star below a red circle"
 
 
 def test_held_out_combinations_are_never_shown_and_leave_every_word_to_training():

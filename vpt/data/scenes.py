@@ -50,6 +50,10 @@ class Kind(NamedTuple):
         """The same arrangement, told from the other shape."""
         return Kind(*self[3:], MIRROR[self.relation], *self[:2])
 
+    def turned(self) -> "Kind":
+        """The same two shapes the other way round."""
+        return self._replace(relation=MIRROR[self.relation])
+
     def __str__(self) -> str:
         return f"{_a(self.colour, self.shape)} {self.relation} {_a(self.other_colour, self.other_shape)}"
 

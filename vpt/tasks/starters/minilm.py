@@ -3,6 +3,7 @@
 The weights come from a package that only this training needs; it is no dependency of the toolkit.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,10 @@ class MiniLM:
         folder = Path(package.__file__).with_name("model")
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self.model: Any = AutoModel.from_pretrained(folder).eval()
+
+    def words(self) -> list[str]:
+        """The plain English words of three letters and more among the entries of its tokenizer."""
+        return [word for word in sorted(self.tokenizer.get_vocab()) if re.fullmatch("[a-z]{3,}", word)]
 
     @torch.inference_mode()
     def __call__(self, sentences: Sequence[str], progress: bool = True) -> np.ndarray:
