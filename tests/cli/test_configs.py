@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
+import open_clip
 import pytest
 import timm
 
 from vpt.cli.compare import _arguments, _plan
 from vpt.cli.config import parse
 from vpt.data.module import ImageData
-from vpt.methods import METHODS
+from vpt.methods import METHODS, method_class
 from vpt.tasks.device import Machine
 from vpt.tasks.learner import Learner, build_method
 from vpt.tasks.task import Recipe
 from vpt.towers.backbone import Backbone
+from vpt.towers.load_clip import backbone_of
 from vpt.towers.vit import tiny
 
 ROOT = Path(__file__).parents[2] / "configs"
 FILES = sorted(f for f in ROOT.rglob("*.yaml") if f.parent.name != "datasets")  # those: vpt.data.protocols
 COMMANDS = {"classify": "fit", "data": "fit", "compare": "compare"}
-NETWORK = Backbone("tiny", {"image": tiny(num_classes=128)}, {}, "timm")  # with a classifier, so that a map from its classes has something to map
+NETWORK = Backbone(
+    "tiny", {"image": tiny(num_classes=128)}, {}, "timm"
+)  # with a classifier, so that a map from its classes has something to map
 
 
 def named(files: list[Path]) -> dict[str, list[object]]:
     return {"argvalues": files, "ids": [f"{f.parent.name}/{f.stem}" for f in files]}
 
 
+@cache
+def clip() -> Backbone:
+    """A CLIP as deep as the published ones and narrow."""
+    model = open_clip.model.CLIP(
+        16,
+        vision_cfg=open_clip.model.CLIPVisionCfg(layers=12, width=16, head_width=8, patch_size=56),
+        text_cfg=open_clip.model.CLIPTextCfg(width=16, heads=2, layers=12),
+    )
+    return backbone_of(model, "open_clip/tiny", "ViT-B-32")
+
+
 def build(name: str, options: dict[str, object]) -> Learner:
+    if method_class(name).named:
+        return Learner(build_method(name, clip(), options), clip(), ("a", "b"))
     return Learner(build_method(name, NETWORK, options), NETWORK, ("a", "b", "c"))
 
 
@@ -108,6 +126,37 @@ def test_the_recipes_are_those_of_the_papers() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "lr", "epochs", "batch", "told"),
+    [
+        ("coop", 0.002, 200, 32, {"length": 16}),
+        ("cocoop", 0.002, 10, 1, {"words": "a photo of a"}),
+        ("kgcoop", 0.002, 100, 128, {"weight": 8.0}),
+        ("prograd", 0.002, 200, 32, {"strength": 1.0, "length": 16}),
+        ("clip-vpt", 0.0025, 5, 4, {"length": 8, "layers": 12}),
+        ("ivlp", 0.0025, 20, 4, {"length": 4, "image_length": 4, "layers": 9}),
+        ("maple", 0.0035, 5, 4, {"length": 2, "layers": 9}),
+        ("promptsrc", 0.0025, 20, 4, {"length": 4, "layers": 9, "mean": 15, "std": 1, "text_weight": 25}),
+    ],
+)
+def test_the_clip_recipes_are_those_of_the_papers(
+    name: str, lr: float, epochs: int, batch: int, told: dict[str, object]
+) -> None:
+    found = parse("fit", ["--config", str(ROOT / "classify" / f"{name}.yaml")])
+    task = found.task
+    assert (task.optimizer, task.lr, task.epochs, task.schedule, task.warmup) == (
+        "sgd",
+        (lr,),
+        epochs,
+        "coop",
+        1,
+    )
+    assert task.weight_decay == 5e-4  # Dassl's default, which no script of the family changes
+    assert (found.data.batch_size, found.data.augment, found.data.shots) == (batch, "crop", 16)
+    assert {k: found.method[k] for k in told} == told
+
+
 def test_the_networks_have_weights() -> None:
     names = {parse("fit", ["--config", str(f)]).model.name for f in FILES if f.parent.name == "classify"}
-    assert names <= {f"timm/{name}" for name in timm.list_models(pretrained=True)}
+    known = {f"timm/{name}" for name in timm.list_models(pretrained=True)}
+    assert names <= known | {f"open_clip/{arch}:{tag}" for arch, tag in open_clip.list_pretrained()}

@@ -76,8 +76,9 @@ def test_the_prompt_set_says_what_it_is_and_its_rows_are_written(tmp_path: Path,
         "code": "muzairkhattak/multimodal-prompt-learning",
         "epoch": 5,
     }
-    assert (about["sentence"], about["class_specific"], about["metrics"]) == ("<ctx*4> {}.", False, [])
-    assert about["head"] == {"reads": "names"}
+    assert about["names"] == {"sentence": "<ctx*4> {}.", "class_specific": False}
+    assert about["metrics"] == []
+    assert "head" not in about
     assert made.classes == ("a", "b")
     assert torch.equal(made.rows[CTX], state["prompt_learner.ctx"])
     made.check(backbone.towers.values())
@@ -93,7 +94,7 @@ def test_the_prompt_set_says_what_it_is_and_its_rows_are_written(tmp_path: Path,
 def test_class_specific_rows_go_with_their_names(tmp_path: Path, backbone: Backbone) -> None:
     path = saved(tmp_path / "a.pth", {"ctx": torch.randn(3, 4, T)})
     made = import_clip_prompts(path, backbone, classes=["x", "y", "z"])
-    assert made.about["class_specific"]
+    assert made.about["names"]["class_specific"]
     assert made.rows[CTX].shape == (3, 4, T)
     for names in ([], ["x", "y"]):
         with pytest.raises(ValueError, match=f"for 3 classes, and {len(names)} names were given"):
@@ -117,7 +118,7 @@ def test_cocoop_is_kept_as_a_whole(tmp_path: Path, backbone: Backbone) -> None:
 def test_method_and_sentence_as_asked(tmp_path: Path, backbone: Backbone) -> None:
     path = saved(tmp_path / "a.pth", {"ctx": torch.randn(4, T)})
     made = import_clip_prompts(path, backbone, method="prograd", sentence="{} <ctx*4>.")
-    assert (made.about["method"]["name"], made.about["sentence"]) == ("prograd", "{} <ctx*4>.")
+    assert (made.about["method"]["name"], made.about["names"]["sentence"]) == ("prograd", "{} <ctx*4>.")
     assert made.about["train"]["code"] == "BeierZhu/Prompt-align"
     torch.save({"prompt_embeddings": torch.randn(4, T)}, path)
     assert import_clip_prompts(path, backbone).about["train"]["code"] == "huggingface/peft"
@@ -223,9 +224,9 @@ def test_an_imported_file_gives_the_logits_of_the_authors_code(
     made = import_clip_prompts(saved(tmp_path / "a.pth", state), backbone, classes=names, sentence=sentence)
     tokens, grouped = (
         of_open_clip(open_clip.get_tokenizer("ViT-B-16"), towers["text"]),
-        made.about["class_specific"],
+        made.about["names"]["class_specific"],
     )
-    said = [tokens.sentence(made.about["sentence"], n, k if grouped else 0) for k, n in enumerate(names)]
+    said = [tokens.sentence(made.about["names"]["sentence"], n, k if grouped else 0) for k, n in enumerate(names)]
     pictures = load_file(folder / case["tensors"]["input.images"]["file"])["images"]
     with torch.no_grad():
         text = encode_text(towers["text"], lay(towers["text"], said), made.rows)

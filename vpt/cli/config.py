@@ -33,6 +33,7 @@ SHORT = {
 }
 MAIN = {"data": "path", "model": "name", "method": "name", "task": "objective"}  # what a plain string means
 DEFAULT_METHOD = "vpt-deep"
+PARTS = ("image", "text", "tokens", "classes", "scale")  # what a method takes of the backbone and the data
 OPEN = "trainer.trainer."  # what follows is Lightning's
 
 
@@ -152,14 +153,18 @@ def _parser(command: str, method: str, help_asked: bool = False) -> ArgumentPars
     parser.add_argument(
         "--config", action="config", help="a YAML file of the keys below; options win over it"
     )
-    parser.add_argument("--model.name", default="starter/vit-mini", help="timm/NAME[.TAG] or starter/NAME")
+    parser.add_argument(
+        "--model.name",
+        default="starter/vit-mini",
+        help="timm/NAME[.TAG], open_clip/ARCH:WEIGHTS, hf/REPO or starter/NAME",
+    )
     parser.add_argument("--model.pretrained", type=bool, default=True)
     parser.add_argument("--model.weights", type=str | None, default=None, help="a local checkpoint")
     parser.add_argument("--model.size", type=int | None, default=None, help="another picture size, in pixels")
     parser.add_argument("--method.name", default=method, choices=list(METHODS))
     for section, thing in made.items():
         parser.add_class_arguments(
-            thing, section, skip={"image"} if section == "method" else None, as_group=True
+            thing, section, skip=set(PARTS) if section == "method" else None, as_group=True
         )
     parser.set_defaults({f"method.{k}": v for k, v in METHODS[method].options.items()})
     if help_asked:

@@ -9,6 +9,9 @@ from vpt.header import read_header
 
 __all__ = ["run"]
 
+VIT = ("vpt-shallow", "vpt-deep")
+CLIP = ("coop", "cocoop", "kgcoop", "prograd", "clip-vpt", "ivlp", "maple", "promptsrc", "mmrl", "peft")
+
 
 def run(command: str, argv: list[str]) -> None:
     """Move a prompt file, or make one of another tool's checkpoint."""
@@ -50,11 +53,19 @@ def _pull(argv: list[str]) -> None:
 def _import(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="vpt import",
-        description="Turn a checkpoint of the original VPT code (KMnP/vpt) into a prompt file. Nothing in it is run.",
+        description="Turn a checkpoint of the authors' code (KMnP/vpt; CoOp and its family; peft's prompt tuning) into "
+        "a prompt file. Nothing in it is run.",
     )
-    parser.add_argument("file", help="prompt_ep*.pth, or a whole state dict")
-    parser.add_argument("--method", required=True, choices=["vpt-shallow", "vpt-deep"], help="what it holds")
-    parser.add_argument("--model", required=True, help="the backbone that it was learned on: timm/NAME.TAG")
+    parser.add_argument("file", help="prompt_ep*.pth, model.pth.tar-*, a whole state dict, adapter_model.*")
+    parser.add_argument(
+        "--method", choices=[*VIT, *CLIP], help="what it holds; of the CLIP methods it is read off the file"
+    )
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="the backbone that it was learned on: timm/NAME.TAG, open_clip/ARCH:WEIGHTS",
+    )
+    parser.add_argument("--sentence", help="where the file does not say it, such as '<ctx*8> {} <ctx*8>.'")
     parser.add_argument("--weights", help="local checkpoint of the backbone")
     parser.add_argument("--size", type=int, help="size of the pictures, where it is not the backbone's own")
     parser.add_argument("--classes", help="names in the order of the head: a,b,c or a file with one a line")
@@ -64,13 +75,25 @@ def _import(argv: list[str]) -> None:
         raise FileNotFoundError(f"there is no checkpoint {args.file!r}.")
     classes = None if args.classes is None else _names(args.classes)
 
-    from vpt.importers import import_prompts
+    from vpt.importers import import_clip_prompts, import_prompts
     from vpt.towers.load import load
 
     backbone = load(args.model, weights=args.weights, size=args.size)
-    prompts = import_prompts(args.file, args.method, backbone, classes=classes)
+    if "text" in backbone.towers and args.method not in VIT:
+        prompts = import_clip_prompts(
+            args.file, backbone, method=args.method, classes=classes or (), sentence=args.sentence
+        )
+    elif args.method not in VIT:
+        raise ValueError(
+            f"{args.model} has no text tower, so the file is one of {' or '.join(VIT)}. Say --method."
+        )
+    else:
+        prompts = import_prompts(args.file, args.method, backbone, classes=classes)
     out = prompts.save(args.out)
-    use = f"vpt predict {out} PICTURE..." if prompts.head else "it holds no head, so it names no classes"
+    names = prompts.head or (prompts.about.get("names") and prompts.classes)
+    use = (
+        f"vpt predict {out} PICTURE..." if names else "it names no classes: give --classes to predict with it"
+    )
     print(f"{len(prompts.rows)} layers of rows: {out} ({out.stat().st_size / 1e3:.1f} kB)\n  {use}")
 
 

@@ -64,10 +64,8 @@ def import_clip_prompts(
         "metrics": [],
         "train": {"imported": Path(path).name, "code": code}
         | {k: about[k] for k in ("code", "epoch", "val_result") if k in about},
-        "head": {"reads": "names"},
         "pool": "own",
-        "sentence": about["sentence"],
-        "class_specific": sets is not None,
+        "names": {"sentence": about["sentence"], "class_specific": sets is not None},
     }
     return PromptSet(rows, method=state, about=label)
 
