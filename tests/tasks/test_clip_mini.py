@@ -243,7 +243,7 @@ def test_places_take_away_what_all_have_in_common(tmp_path, tokenizer):
     assert torch.allclose(places(CORPUS, tmp_path)[0], before[0], atol=1e-2)
 
 
-def test_words_start_where_the_teacher_has_them(model, tokenizer):
+def test_reading_starts_as_a_bag_of_words(model, tokenizer):
     words = F.normalize(torch.randn(8000, 384, generator=torch.Generator().manual_seed(0)), dim=1)
     low = words[:300] @ torch.diag(torch.cat([torch.ones(200), torch.zeros(184)]))  # 200 of 384 directions
     fresh = script.clip_mini()
@@ -251,7 +251,12 @@ def test_words_start_where_the_teacher_has_them(model, tokenizer):
     with torch.no_grad():
         back = fresh.token_embedding.weight @ fresh.text_projection
     centred = F.normalize(words - words.mean(0), dim=1)
-    assert F.cosine_similarity(back[:, :200], centred[:, :200]).min() > 0.99
+    assert F.cosine_similarity(back[:-2, :200], centred[:-2, :200]).min() > 0.99
+    with torch.no_grad():
+        read = encode(fresh, [[700], [900], [700, 900]])  # a sentence is near its words, and to no other
+    near = read @ centred[[700, 900, 1100]].T
+    assert (near[[0, 1], [0, 1]] > near[[0, 1], [1, 0]] + 0.2).all()
+    assert near[2, :2].min() > near[2, 2] + 0.05
 
 
 def test_scenes_come_in_pairs_that_differ_in_their_arrangement():

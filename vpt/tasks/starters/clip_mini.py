@@ -46,9 +46,9 @@ __all__ = ["Recipe", "held_out_emoji", "main", "paired_scenes", "start", "train"
 class Recipe(NamedTuple):
     """What the committed weights were made with."""
 
-    text_steps: int = 1500
+    text_steps: int = 1200
     text_lr: float = 2e-3
-    steps: int = 700
+    steps: int = 800
     projection_lr: float = 1e-3
     block_lr: float = 4e-4
     joint_text_lr: float = 3e-4

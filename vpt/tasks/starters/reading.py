@@ -134,15 +134,20 @@ def _centred(rows: Tensor, weights: Tensor | None = None) -> Tensor:
 
 @torch.no_grad()
 def start_words(model: CLIP, words: Tensor, places: Tensor) -> None:
-    """Start every word's row at what the teacher makes of that word alone.
+    """Start the tower as a bag of words: what the teacher makes of every word alone, averaged.
 
     words: [8000, 384], the teacher's vectors of the entries. places: of names, whose main directions the tower
-    is as wide as. The projection starts as the way back.
+    is as wide as. The first block's attention passes the mean of the words on, and the projection is the way back.
     """
     width = model.token_embedding.embedding_dim
     basis = torch.linalg.eigh(places.T @ places / len(places)).eigenvectors[:, -width:]  # [384, width]
     model.token_embedding.weight.copy_(_centred(words) @ basis)
+    model.token_embedding.weight[-2:] = 0  # start and end say nothing
     model.text_projection.copy_(basis.T / math.sqrt(width))
+    attention = model.transformer.resblocks[0].attn
+    attention.in_proj_weight[:width] = 0  # no query prefers a word
+    attention.in_proj_weight[2 * width :].copy_(torch.eye(width))
+    attention.out_proj.weight.copy_(torch.eye(width))
 
 
 def teach(
