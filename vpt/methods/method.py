@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,14 +13,27 @@ from torch import Tensor, nn
 
 from vpt.prompt import Context, Site
 from vpt.tower import Tower
+from vpt.towers.tokens import readable
 
 __all__ = ["Batches", "Fixed", "Method", "Say", "Seen", "deep", "layers_of", "linear_head"]
 
 Batches = Callable[[], Iterable[Mapping[str, Any]]]
 """Makes a fresh pass over training batches in one order: ``image`` [batch, 3, h, w], ``label`` [batch]."""
 
-Say = Callable[[str], Tensor]
-"""Frozen, un-normalised text features [K, out] of the class names in a template such as "a photo of a {}."."""
+
+@dataclass(frozen=True)
+class Say:
+    """The frozen text tower: features as it gives them, not normalised.
+
+    classes: the K class names, as the data have them.  encode: features [N, out] of N whole sentences.
+    """
+
+    classes: tuple[str, ...]
+    encode: Callable[[Sequence[str]], Tensor]
+
+    def __call__(self, template: str) -> Tensor:
+        """Features [K, out] of the class names in a template such as "a photo of a {}."."""
+        return self.encode([template.replace("{}", readable(name)) for name in self.classes])
 
 
 @dataclass(frozen=True)
@@ -57,16 +70,21 @@ class Method(nn.Module):
     it needs them, "tokens" (the text tower's tokenizer), "classes" (their number) and "scale"; then its options.
 
     pool: how the image tower pools (:meth:`vpt.tower.Tower.pooling`).
-    output: the head reads the tower's "features", or the network's own classifier's "logits".
+    output: the head reads the tower's "features", the same "normalised" to length 1, or the network's own
+        classifier's "logits".
     named: the classes' names, encoded by the text tower, take the place of a head.
     sentence: how a name is said; ``{}`` is the name, ``<ctx*4>`` four rows.
     class_specific: rows at placeholders are class-specific.  per_sample: rows depend on the picture.
     needs: reads un-prompted image features.  reads: slots whose rows' outputs it reads back.
     trains: learns by gradient.
+    whole: the file keeps the method's own tensors in place of rows; so it does where ``per_sample`` or ``reads``.
+    views: augmented views of each training picture over which the features for :meth:`solve` are averaged, where the
+        data are augmented; 0: the picture as for evaluation.
+    kept: options that the file says in place of those given (what a path named, since files move).
     """
 
     pool: str = "own"
-    output: Literal["features", "logits"] = "features"
+    output: Literal["features", "normalised", "logits"] = "features"
     named: bool = False
     sentence: str = "a photo of a {}."
     class_specific: bool = False
@@ -74,6 +92,9 @@ class Method(nn.Module):
     needs: bool = False
     reads: tuple[str, ...] = ()
     trains: bool = True
+    whole: bool = False
+    views: int = 0
+    kept: Mapping[str, Any] = {}  # noqa: RUF012  replaced, never written to
 
     def forward(self, context: Context) -> dict[Site, Tensor]:
         """The rows of this step."""
@@ -92,7 +113,7 @@ class Method(nn.Module):
         return None
 
     def teach(self, say: Say) -> dict[str, Tensor]:
-        """What training compares with, computed once from the frozen text tower."""
+        """What training compares with, or :meth:`solve` starts from; computed once from the frozen text tower."""
         return {}
 
     def logits(self, seen: Seen) -> Tensor:
@@ -117,9 +138,18 @@ class Method(nn.Module):
         """After every epoch of training, counted from 1. State belongs into buffers, so that it resumes."""
 
     def solve(
-        self, features: Tensor, labels: Tensor, val: tuple[Tensor, Tensor], head: nn.Linear
+        self,
+        features: Tensor,
+        labels: Tensor,
+        val: tuple[Tensor, Tensor],
+        head: nn.Linear | None,
+        taught: Mapping[str, Tensor] | None = None,
     ) -> dict[str, float]:
-        """Closed forms on stored features fill the head and say what they chose; else NotImplemented."""
+        """After training, if there is any: closed forms and searches on stored features [n, out] with labels [n].
+
+        They fill the head or the method's own tensors, and say what they chose. taught: what :meth:`teach` returned.
+        Returns NotImplemented where a method has nothing to solve.
+        """
         return NotImplemented
 
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpt.encode import advance, encode, first
 from vpt.methods import METHODS, method_class
-from vpt.methods.method import Method, Seen
+from vpt.methods.method import Method, Say, Seen
 from vpt.prompt import Context, Rows, Site
 from vpt.promptset import PromptSet
 from vpt.text import encode_text, lay
@@ -76,7 +77,8 @@ class Learner(nn.Module):
         self.method, self.classes = method, tuple(classes)
         used = towers or backbone.towers
         # in a tuple: nn.Module registers modules only
-        self.frozen = (used["image"], used.get("text") if method.named else None)
+        reads_text = method.named or type(method).teach is not Method.teach
+        self.frozen = (used["image"], used.get("text") if reads_text else None)
         self.towers = (
             method.learn(used["image"]).pooling(method.pool),
             method.learn(used["text"]) if method.named else None,
@@ -89,7 +91,7 @@ class Learner(nn.Module):
                 f"{type(method).__name__} needs a network with its own classifier; this one has none."
             )
         self.head = None if method.named else method.head(self.width(), len(classes))
-        if self.head is not None and zero_head and method.output == "features":
+        if self.head is not None and zero_head and method.output != "logits":
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
         self.scale, self.bias = backbone.scale, backbone.bias
@@ -106,7 +108,7 @@ class Learner(nn.Module):
 
     def width(self) -> int:
         """Channels that the head reads."""
-        return self.tower.out if self.method.output == "features" else int(self.tower.model.num_classes)  # type: ignore[arg-type]
+        return int(self.tower.model.num_classes) if self.method.output == "logits" else self.tower.out  # type: ignore[arg-type]
 
     def context(self, batch: int = 1, frozen: Tensor | None = None) -> Context:
         """What the method may know; frozen: un-prompted image features [batch, out], zeros where they do not matter."""
@@ -146,9 +148,11 @@ class Learner(nn.Module):
         else:
             seen = Seen(encode(self.tower, inputs, rows))
         if self.head is not None:
-            return Seen(seen.image, frozen=frozen, logits=self.head(seen.image.float()))
+            features = seen.image.float()
+            features = F.normalize(features, dim=-1) if method.output == "normalised" else features
+            return Seen(seen.image, frozen=frozen, logits=self.head(features))
         seen = Seen(
-            seen.image, self._texts(rows, len(x)), self.scale, self.bias, frozen, self._taught(), seen.read
+            seen.image, self._texts(rows, len(x)), self.scale, self.bias, frozen, self.taught(), seen.read
         )
         return Seen(**{**vars(seen), "logits": method.logits(seen)})
 
@@ -172,15 +176,16 @@ class Learner(nn.Module):
         learns = text.learns_from is not None or any(s.tower == text.name for s in rows)
         if learns and (self.training or self.method.per_sample or torch.is_grad_enabled()):
             sets = batch if self.method.per_sample else None
-            return encode_text(text, self._streams(), rows, sets=sets)
+            return encode_text(text, self.streams(), rows, sets=sets)
         if "texts" not in self._kept:
             with torch.no_grad():
-                own = self.method.texts(self._say)
-                own = encode_text(text, self._streams(), rows) if own is None else own
+                own = self.method.texts(self.say(self.classes))
+                own = encode_text(text, self.streams(), rows) if own is None else own
                 self._kept["texts"] = own.to(self.tower.device)
         return self._kept["texts"]
 
-    def _streams(self) -> list[Stream]:
+    def streams(self) -> list[Stream]:
+        """The class sentences, laid out for the text tower."""
         if "streams" not in self._kept:
             text, method = self.towers[1], self.method
             assert text is not None
@@ -189,19 +194,23 @@ class Learner(nn.Module):
             self._kept["streams"] = lay(text, sentences, packed=self.packed)
         return self._kept["streams"]
 
-    def _say(self, template: str) -> Tensor:
-        """Frozen features of the class names in another sentence."""
+    def say(self, names: Sequence[str]) -> Say:
+        """What the frozen text tower says of these class names."""
         text = self.frozen[1]
         assert text is not None
-        names = [readable(name) for name in self.classes]
-        with torch.no_grad():
-            return encode_text(text, lay(text, self._backbone[0].sentences(template, names)), {})
 
-    def _taught(self) -> Mapping[str, Tensor]:
+        def encode_sentences(sentences: Sequence[str]) -> Tensor:
+            with torch.no_grad():
+                return encode_text(text, lay(text, self._backbone[0].sentences("{}", sentences)), {})
+
+        return Say(tuple(names), encode_sentences)
+
+    def taught(self) -> Mapping[str, Tensor]:
+        """What the method compares with while it trains; computed once."""
         if not self.training:
             return {}
         if "taught" not in self._kept:
-            self._kept["taught"] = self.method.teach(self._say)
+            self._kept["taught"] = self.method.teach(self.say(self.classes))
         return self._kept["taught"]
 
     def train(self, mode: bool = True) -> Learner:
@@ -231,11 +240,12 @@ class Learner(nn.Module):
     def export(self, about: Mapping[str, Any]) -> PromptSet:
         """Rows as they enter (projections folded), head and, for a baseline, the weights that learned.
 
-        A method whose rows depend on the picture, or that reads them back, is kept as a whole.
+        A method whose rows depend on the picture, or that reads them back, is kept as a whole, as one that says so.
         """
         training = self.training
         self.eval()
-        whole = self.method.per_sample or bool(self.method.reads) or not self.method.trains
+        method = self.method
+        whole = method.whole or method.per_sample or bool(method.reads) or not method.trains
         rows: dict[Site, Tensor] = {}
         with torch.no_grad():
             if not whole:

@@ -123,12 +123,12 @@ class Run:
         self._say_what_learns(learners[0])
         solved: dict[str, float] = {}
         method = learners[0].method
-        if type(method).solve is not Method.solve or not method.trains:
-            chosen, why, task = 0, "", None
-            solved = self._solve(learners[0]) if learners[0].head is not None else {}
-        else:
+        chosen, why, task = 0, "", None
+        if method.trains:
             task = self._train(learners, resumed, timer)
             chosen, why = task.best()
+        if type(method).solve is not Method.solve:
+            solved = self._solve(learners[chosen])
         if why:
             self.console.print(why)
         train = {
@@ -161,6 +161,13 @@ class Run:
         return "baseline.safetensors" if self.entry.baseline else "prompts.safetensors"
 
     def _check_data(self) -> None:
+        solves = method_class(self.method).solve is not Method.solve
+        if solves and not self.data.protocol()["counts"].get("val"):
+            raise ValueError(f"{self.method} chooses on a val split, and there is none. Set val=0.2.")
+        if solves and self.data.multilabel:
+            raise ValueError(
+                f"{self.method} takes one label a picture. Use the method linear for several labels."
+            )
         if len(self.lrs) > 1 and not self.data.protocol()["counts"].get("val"):
             raise ValueError(
                 f"choosing among the learning rates {self.lrs} needs a val split, and there is none. "
@@ -257,16 +264,16 @@ class Run:
         )
 
     def _solve(self, learner: Learner) -> dict[str, float]:
-        """A closed form on stored features."""
-        learner.to(self.device)
+        """A closed form or a search on stored features."""
+        learner.to(self.device).train()
         parts = {}
         for split in ("train", "val"):
-            pictures = self.data.pictures(split)
-            stored = fill(learner.tower, "pooled", pictures, 1, where="memory")
+            views = learner.method.views if split == "train" and self.data.augment != "none" else 0
+            pictures = self.data.pictures(split, augmented=views > 0)
+            stored = fill(learner.tower, "pooled", pictures, max(views, 1), where="memory")
             assert stored is not None
-            parts[split] = (stored.x[0], torch.tensor([fact["label"] for fact in stored.facts]))
-        assert learner.head is not None
-        return learner.method.solve(*parts["train"], parts["val"], learner.head)
+            parts[split] = (stored.x.mean(0), torch.tensor([fact["label"] for fact in stored.facts]))
+        return learner.method.solve(*parts["train"], parts["val"], learner.head, learner.taught())
 
     def _train(self, learners: list[Learner], resumed: Path | None, timer: StepTime) -> PromptTask:
         with quiet():
@@ -359,7 +366,11 @@ class Run:
         }
         about = {
             "kind": "baseline" if self.entry.baseline else "prompt set",
-            "method": {"name": self.method, "options": self.options, "paper": self.entry.paper},
+            "method": {
+                "name": self.method,
+                "options": {**self.options, **learner.method.kept},
+                "paper": self.entry.paper,
+            },
             "task": "classify",
             "multilabel": self.data.multilabel,
             "protocol": protocol,

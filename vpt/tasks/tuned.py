@@ -131,16 +131,24 @@ class Tuned:
         Strings are class names: each is said in the prompt's sentence, with its rows. A string that holds a placeholder
         (such as ``"<ctx*4> {}."`` with a name put in) is taken as it is. Ids are encoded without rows.
         """
-        tower = self.backbone.text
+        tower = self.learner.towers[1] or self.backbone.text  # a baseline's own copy, where it learned
         if isinstance(text, Tensor):
             features = encode(tower, text.to(self.device))
         else:
             names = [text] if isinstance(text, str) else list(text)
-            sentence = self.learner.method.sentence
+            sentence, own = self.learner.method.sentence, self._own_texts(names)
+            if own is not None:
+                return F.normalize(own, dim=-1) if normalize else own
             said = [n if PLACEHOLDER.search(n) else sentence.replace("{}", readable(n)) for n in names]
             sentences = [self.backbone.tokens.sentence(s) for s in said]
             features = encode_text(tower, lay(tower, sentences), self._rows("text"))
         return F.normalize(features, dim=-1) if normalize else features
+
+    def _own_texts(self, names: Sequence[str]) -> Tensor | None:
+        """Features of class names by a method that has its own way to say them (a mean over templates)."""
+        if not self.learner.method.named or any(PLACEHOLDER.search(name) for name in names):
+            return None
+        return self.learner.method.texts(self.learner.say(names))
 
     def _rows(self, tower: str) -> dict[Any, Tensor]:
         rows = self.learner.method(self.learner.context())

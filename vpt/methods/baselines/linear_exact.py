@@ -8,6 +8,7 @@ only.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -27,16 +28,24 @@ ITERATIONS = 1000
 class LinearExact(Method):
     """No rows and no gradient: :meth:`solve` fills the head."""
 
+    trains = False
+
     def __init__(self, image: Tower) -> None:
         super().__init__()
 
     def solve(
-        self, features: Tensor, labels: Tensor, val: tuple[Tensor, Tensor], head: nn.Linear
+        self,
+        features: Tensor,
+        labels: Tensor,
+        val: tuple[Tensor, Tensor],
+        head: nn.Linear | None,
+        taught: Mapping[str, Tensor] | None = None,
     ) -> dict[str, float]:
         """Fit ``features`` [n, width], as they are, to ``labels`` [n]; choose C on ``val``.
 
         Returns C and the accuracy on val. Raises ValueError for classes without a training picture.
         """
+        assert head is not None
         classes = head.out_features
         if labels.ndim != 1:
             raise ValueError(
