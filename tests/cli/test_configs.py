@@ -71,7 +71,7 @@ def test_a_config_of_fit_builds(file: Path) -> None:
     Recipe(**found.task.as_dict())
     Machine(**found.trainer.as_dict())
     data = ImageData(**found.data.as_dict())
-    if data.path in ("digits", "emoji"):
+    if data.path in ("digits", "emoji", "scenes"):
         data.setup()
         assert data.protocol()["counts"]["train"] == found.data.shots * len(data.classes)
 
@@ -83,7 +83,7 @@ def test_every_method_has_a_config_and_every_kind_of_data_too() -> None:
         for name in METHODS
     )
     kinds = {f.stem for f in FILES if f.parent.name == "data"}
-    assert kinds == {"folder", "manifest", "shards", "torchvision", "digits", "emoji"}
+    assert kinds == {"folder", "manifest", "shards", "torchvision", "coop", "digits", "emoji", "scenes"}
 
 
 @pytest.mark.parametrize("file", **named([f for f in FILES if COMMANDS[f.parent.name] == "compare"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,8 @@ import torch
 from PIL import Image
 
 from vpt.cli import main
-from vpt.header import read_header
+from vpt.cli.use import _data_options
+from vpt.header import Header, read_header
 from vpt.prompt import Site
 from vpt.promptset import PromptSet
 
@@ -172,6 +174,16 @@ def test_test_repeats_the_number_of_training(trained: Trained, capsys: Capture) 
                 **then[metric["name"]],
                 "value": pytest.approx(then[metric["name"]]["value"], abs=1e-5),
             }
+
+
+def test_what_the_file_says_of_its_data_and_what_is_typed_meet() -> None:
+    protocol = {"seed": 3, "shots": None, "val": 0.1, "test": 0.2, "subset": "base", "split": "abc"}
+    header = Header("x", 0, {}, {"protocol": protocol})
+    typed = dict.fromkeys(("config", "seed", "split_file", "batch_size", "root"))
+    args = Namespace(**{**typed, "data": "coop:dtd", "root": "data", "seed": 4})
+    assert _data_options("test", args, header) == {
+        "path": "coop:dtd", "root": "data", "seed": 4, "val": 0.1, "test": 0.2, "subset": "base",
+    }  # fmt: skip
 
 
 def test_another_split_of_the_same_data_is_warned_about(trained: Trained, capsys: Capture) -> None:

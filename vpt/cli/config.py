@@ -28,7 +28,7 @@ SHORT = {
     "size": "model.size",
     **{k: f"trainer.{k}" for k in ("device", "precision", "resume", "progress")},
     **{k: f"data.{k}" for k in ("shots", "seed", "batch_size", "augment", "views", "workers")},
-    **{k: f"data.{k}" for k in ("val", "test", "root")},
+    **{k: f"data.{k}" for k in ("val", "test", "root", "subset")},
     **{k: f"task.{k}" for k in ("epochs", "lr", "weight_decay", "optimizer", "schedule", "warmup", "store")},
 }
 MAIN = {"data": "path", "model": "name", "method": "name", "task": "objective"}  # what a plain string means
@@ -199,7 +199,10 @@ def _parsed(parser: ArgumentParser, words: list[str]) -> Namespace:
 def explained(text: str) -> str:
     """What jsonargparse found wrong, in a sentence."""
     if "required: data.path" in text:
-        return "which pictures? Give --data: a folder, a manifest, shards, torchvision:NAME, digits or emoji."
+        return (
+            "which pictures? Give --data: a folder, a manifest, shards, torchvision:NAME, coop:NAME, digits, emoji "
+            "or scenes."
+        )
     key, got = re.search(r'Parser key "([\w.]+)"', text), re.search(r"(?:Given|Got) value: (.*)", text)
     wanted = re.findall(r"Expected an? (.+?)(?:\. Got value.*)?$", text, re.MULTILINE)
     if not (key and got and wanted):

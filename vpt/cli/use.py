@@ -139,7 +139,10 @@ def _load(args: argparse.Namespace, header: Header) -> Any:
 def _measure(command: str, argv: list[str]) -> None:
     split = {"validate": "val", "test": "test"}[command]
     parser = _parser(command, f"Measure a prompt file on the {split} split.")
-    parser.add_argument("--data", help="folder, manifest, shards, torchvision:NAME, digits or emoji")
+    parser.add_argument(
+        "--data", help="folder, manifest, shards, torchvision:NAME, coop:NAME, digits, emoji or scenes"
+    )
+    parser.add_argument("--root", help="folder of downloads; for coop:NAME the one that holds the data sets")
     parser.add_argument("--config", help="the YAML file of the training run: its data section is used")
     parser.add_argument("--seed", type=int, help="of the split; by default the one that training used")
     parser.add_argument("--split-file", help="the split that training wrote")
@@ -179,14 +182,15 @@ def _measure(command: str, argv: list[str]) -> None:
 def _data_options(command: str, args: argparse.Namespace, header: Header) -> dict[str, Any]:
     """Options of ImageData: of the config file or of the training run, and over them what was typed."""
     protocol = header.about.get("protocol") or {}
-    options = {k: protocol[k] for k in ("seed", "shots", "val", "test") if protocol.get(k) is not None}
+    kept = ("seed", "shots", "val", "test", "subset")
+    options = {k: protocol[k] for k in kept if protocol.get(k) is not None}
     if args.config:
         from vpt.cli.config import checked, sections
 
         section = sections(args.config).get("data") or {}
         typed = {"path": args.data} if args.data else {}
         options = checked(command, {"data": {**section, **typed}}, args.config).data.as_dict()
-    typed = {k: getattr(args, k) for k in ("seed", "split_file", "batch_size")} | {"path": args.data}
+    typed = {k: getattr(args, k) for k in ("seed", "split_file", "batch_size", "root")} | {"path": args.data}
     options |= {k: v for k, v in typed.items() if v is not None}
     if "path" not in options:
         raise ValueError("which pictures? Give --data, or the --config of the training run.")

@@ -33,7 +33,8 @@ class ImageData(L.LightningDataModule):
     multi-hot; index int64 [B], the place in the split's list; view int64 [B]; key, B strings.
 
     Args:
-        path: folder, manifest, shards, "torchvision:NAME", "coop:NAME", "digits" or "emoji" (see ``open_source``).
+        path: folder, manifest, shards, "torchvision:NAME", "coop:NAME", "digits", "emoji" or "scenes"
+            (see ``open_source``).
         shots: pictures a class for training, sampled as in CoOp; None takes all.
         seed: of splits, samples, order and views.
         batch_size: of one global batch; W processes get a W-th each.

@@ -13,7 +13,7 @@ __all__ = ["DataError", "Files", "Item", "Source", "cache_folder", "open_source"
 KINDS = (
     "a folder of class folders, a .csv or .parquet manifest, WebDataset shards "
     "(DIR, 'train-{000000..000007}.tar', 'shards/*.tar.gz', URLs), torchvision:NAME, coop:NAME with the root "
-    "that holds the sets of the CoOp line of work, digits, or emoji"
+    "that holds the sets of the CoOp line of work, digits, emoji, or scenes"
 )
 
 
@@ -41,6 +41,10 @@ def open_source(data: str | Path, root: str | Path | None = None) -> Source:
         from vpt.data.coop import open_coop
 
         return open_coop(text.removeprefix("coop:"), root)
+    if (text == "scenes" and not path.exists()) or text.startswith("scenes:"):
+        from vpt.data.scene_source import open_scenes
+
+        return open_scenes(text)
     if text == "emoji" and not path.exists():
         return open_source(Path(__file__).parent / "emoji")
     if path.suffix.lower() in (".csv", ".parquet"):
