@@ -15,6 +15,7 @@ COMMANDS = {
     "predict": ("vpt.cli.use", "name the classes of pictures with a prompt file"),
     "validate": ("vpt.cli.use", "measure a prompt file on the val split of a data set"),
     "test": ("vpt.cli.use", "measure a prompt file on the test split of a data set"),
+    "test-time": ("vpt.cli.test_time", "adapt a CLIP to each test picture on its own (TPT, ZERO)"),
     "inspect": ("vpt.cli.inspect", "say what a prompt file holds (needs no torch)"),
     "methods": ("vpt.cli.lists", "list the methods and baselines"),
     "models": ("vpt.cli.lists", "list the backbones (vpt models '*dinov2*')"),
@@ -77,7 +78,8 @@ def _run(argv: list[str]) -> int:
     except RuntimeError as error:
         return _say(error, 1)
     except KeyboardInterrupt:
-        more = " The same command goes on from the last checkpoint." if command in ("fit", "compare") else ""
+        goes_on = command in ("fit", "compare") or (command == "test-time" and "--out" in argv)
+        more = " The same command goes on where it stopped." if goes_on else ""
         print(f"\nvpt: stopped.{more}", file=sys.stderr)
         return 130
     return 0

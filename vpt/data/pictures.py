@@ -151,6 +151,12 @@ class Pictures(Dataset[dict[str, Any]]):
             pixels = self._transform(image)
         return {"image": pixels, "label": self._label(item), "index": index, "view": view, "key": item.key}
 
+    def through(self, transform: Transform) -> Pictures:
+        """The same pictures under another, random transform, whose draws depend on (seed, key) alone."""
+        return Pictures(
+            self.items, self._decoded, transform, self._classes, augmented=True, views=1, seed=self._seed
+        )
+
     def _label(self, item: Item) -> int | Tensor:
         if not isinstance(item.label, tuple):
             return item.label
