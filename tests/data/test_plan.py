@@ -182,3 +182,15 @@ def test_refusals_write_no_split_file(tmp_path, own, draw, match):
     with pytest.raises(DataError, match=match):
         plan(own, Draw(**{**vars(draw), "split_file": str(tmp_path / "s.json")}))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("own", [{"train": [8, 4]}, {"train": [6, 3], "val": [2, 1]}])
+def test_val_trains_too_after_the_choice(own):
+    """Whether val was drawn or is the source's own: the same test, and all other pictures."""
+    data = source(**own, test=[3, 3])
+    apart, joined = (plan(data, Draw(val=0.25, join_val=join)) for join in (False, True))
+    assert joined.parts["train"] == apart.parts["train"] + apart.parts["val"]
+    assert counts(joined.parts) == {"train": [8, 4], "val": [], "test": [3, 3]}
+    assert joined.origin["train"] == f"{apart.origin['train']}, and val"
+    assert joined.origin["val"] == "none: it joined train"
+    assert joined.parts["test"] == apart.parts["test"]

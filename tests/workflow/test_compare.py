@@ -139,7 +139,7 @@ def test_a_summary_is_numpys(result: Callable[..., Result]) -> None:
     assert summarise([result("a", "linear", 1, 0.7)], "top5")[0].mean == 1.0
 
 
-@pytest.mark.parametrize("key", ["data", "shots", "selection", "counts"])
+@pytest.mark.parametrize("key", ["data", "subset", "shots", "selection", "counts"])
 def test_numbers_of_different_protocols_are_not_ranked(result: Callable[..., Result], key: str) -> None:
     a = result("a", "linear", 1, 0.7)
     b = replace(result("b", "vpt-deep", 1, 0.8), protocol={**a.protocol, key: "another"})

@@ -48,6 +48,7 @@ class ImageData(L.LightningDataModule):
         val_shots: pictures a class for val, by default min(shots, 4).
         subset: all classes, the first half of them (base, the larger where their number is odd) or the rest (novel),
             numbered from 0; splits and samples are drawn over all classes first.
+        join_val: train on the pictures of val too, for a last run after a choice was made on val, as VTAB-1k does.
 
     Raises DataError, from ``setup``, for data that cannot be trained on.
     """
@@ -70,6 +71,7 @@ class ImageData(L.LightningDataModule):
         root: str | None = None,
         val_shots: int | None = None,
         subset: Subset = "all",
+        join_val: bool = False,
     ):
         super().__init__()
         if batch_size < 1 or views < 0 or workers < 0:
@@ -79,7 +81,7 @@ class ImageData(L.LightningDataModule):
         if subset not in get_args(Subset):
             raise ValueError(f"subset is {subset!r}, wanted one of {', '.join(get_args(Subset))}.")
         self.path, self.root, self.seed, self.batch_size = path, root, seed, batch_size
-        self.draw = Draw(shots, val_shots, seed, val, test, split_file, subset)
+        self.draw = Draw(shots, val_shots, seed, val, test, split_file, subset, join_val)
         self.augment, self.views, self.weighted = augment, views, weighted
         self.workers, self.skip_unreadable = workers, skip_unreadable
         self._preprocess: dict[str, Any] | None = None

@@ -20,6 +20,7 @@ class Draw:
     """How splits are drawn. val and test: the share split off where the source has none of its own.
 
     subset: the classes that are kept of what was drawn over all, see ``labels_in``.
+    join_val: val trains too, after everything is drawn.
     """
 
     shots: int | None = None
@@ -29,6 +30,7 @@ class Draw:
     test: float = 0.2
     split_file: str | None = None
     subset: Subset = "all"
+    join_val: bool = False
 
     def made(self) -> dict[str, Any]:
         """What a split file depends on besides its seed; it holds all classes whatever the subset."""
@@ -61,7 +63,8 @@ def plan(source: Source, draw: Draw, unreadable: frozenset[str] = frozenset()) -
     A source with a val split but no test split (ImageNet) is tested on val, and chooses on a part of train.
     Few-shot as in CoOp: shots a class from train, then min(shots, 4) a class from val, of one random stream;
     a source without val gives up its share before train is sampled. A source with published samples gives
-    these. One with a test split only can be measured on. The subset of classes is cut out last.
+    these. One with a test split only can be measured on. The subset of classes is cut out last, and val joins train
+    after that.
     """
     own = source.splits()
     every = [item for items in own.values() for item in items]
@@ -82,7 +85,14 @@ def plan(source: Source, draw: Draw, unreadable: frozenset[str] = frozenset()) -
     cut = _cut(source, made, draw)
     if draw.split_file and not Path(draw.split_file).exists():
         save_splits(draw.split_file, source.name, draw.seed, made.parts, draw.made())
-    return cut
+    return _joined(cut) if draw.join_val else cut
+
+
+def _joined(made: Plan) -> Plan:
+    """Train with val's pictures behind its own."""
+    parts = {**made.parts, "train": [*made.parts["train"], *made.parts["val"]], "val": []}
+    origin = {**made.origin, "train": f"{made.origin['train']}, and val", "val": "none: it joined train"}
+    return Plan(parts, origin, made.classes)
 
 
 def _cut(source: Source, made: Plan, draw: Draw) -> Plan:
