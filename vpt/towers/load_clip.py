@@ -86,19 +86,29 @@ def backbone_of(
 
 
 def preprocessing_of_clip(model: nn.Module) -> dict[str, Any]:
-    """open_clip's evaluation transform as a timm data config; equal to the bit (tested)."""
+    """open_clip's evaluation transform as a timm data config; equal to the bit (tested).
+
+    Raises ValueError for resize_mode "longest", which no set of weights in open_clip's list has.
+    """
     config = get_model_preprocess_cfg(model)
     size = config["size"]
     height, width = (size, size) if isinstance(size, int) else size
-    crop = {"shortest": "center", "longest": "border", "squash": "squash"}
+    mode, interpolation = config.get("resize_mode") or "shortest", config.get("interpolation") or "bicubic"
+    if mode == "longest":
+        raise ValueError(
+            "this model was evaluated with pictures padded with black (resize_mode 'longest'), which timm's data "
+            "config cannot say. Choose 'shortest' or 'squash' in its preprocess_cfg."
+        )
+    if mode == "shortest" and height != width:
+        interpolation = "bicubic"  # open_clip does not hand the other on, so the weights were evaluated so
     default = open_clip.constants
     return {
         "input_size": [3, height, width],
-        "interpolation": config.get("interpolation") or "bicubic",
+        "interpolation": interpolation,
         "mean": list(config.get("mean") or default.OPENAI_DATASET_MEAN),
         "std": list(config.get("std") or default.OPENAI_DATASET_STD),
         "crop_pct": 1.0,
-        "crop_mode": crop[config.get("resize_mode") or "shortest"],
+        "crop_mode": {"shortest": "center", "squash": "squash"}[mode],
     }
 
 
@@ -123,6 +133,11 @@ def _refusal(name: str, tag: str, weights: str | None, error: Exception) -> Exce
     if weights is not None:
         return ValueError(
             f"{weights} does not hold the weights of {name} ({why}). Give a state dict of this architecture."
+        )
+    if "Required pretrained" in why:
+        return OSError(
+            f"{name} has a config and no weights. Give a checkpoint as weights=, or pretrained=False for random "
+            "weights."
         )
     reached = ("hub", "connect", "download", "resolve", "offline", "timed out", "huggingface")
     if isinstance(error, OSError) or any(word in why.lower() for word in reached):
