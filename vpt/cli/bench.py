@@ -16,6 +16,7 @@ __all__ = ["BENCHES", "run"]
 
 BENCHES = {
     "vit": ("vpt.bench.vit", "bench_vit", "training steps and inference in plain frozen forwards"),
+    "clip": ("vpt.bench.clip", "bench_clip", "training steps of the CLIP methods against the plain way"),
     "cli": ("vpt.bench.cli", "bench_cli", "how long the command line takes to answer"),
 }
 
