@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -25,6 +27,7 @@ from transformers import (
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersForImageClassification,
+    PreTrainedTokenizerFast,
     SiglipConfig,
     SiglipImageProcessor,
     SiglipModel,
@@ -42,6 +45,7 @@ from vpt.tower import Block, Tower
 from vpt.towers.clip import open_clip_model
 from vpt.towers.hf import OPENED, open_hf
 from vpt.towers.load import load
+from vpt.towers.load_clip import preprocessing_of_clip
 from vpt.towers.load_hf import preprocessing_of_hf
 
 SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -291,6 +295,9 @@ def test_one_clip_has_one_fingerprint_in_two_libraries(act: str, shaken: Any) ->
     torch.testing.assert_close(encode(a["text"], IDS), encode(b["text"], IDS), rtol=1e-4, atol=1e-5)
     for name in ("image", "text"):
         assert fingerprint(a[name]) == fingerprint(b[name])
+    open_clip.model.set_model_preprocess_cfg(ours, asdict(open_clip.transform.PreprocessCfg(size=32)))
+    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    assert preprocessing_of_clip(ours) == preprocessing_of_hf(processor, config.vision_config)
     theirs.vision_model.encoder.layers[1].self_attn.v_proj.bias.data[3] += 0.1
     theirs.text_model.embeddings.position_embedding.weight.data[3] += 0.1
     for name in ("image", "text"):
@@ -379,6 +386,31 @@ def test_a_clip_folder_reads_sentences_as_open_clip_does(folders: Path) -> None:
     with pytest.raises(ValueError, match=r"'long (.+)' takes 24 tokens with start and end.*20 positions"):
         backbone.tokens.sentence("a {}.", "long " * 20)
     assert fingerprint(backbone.text) == backbone.label()["fingerprints"]["text"]
+
+
+def test_a_siglip_folder_reads_at_its_full_length(tmp_path: Path, shaken: Any) -> None:
+    words = Tokenizer(
+        models.WordLevel(
+            {w: i for i, w in enumerate(["?", "</s>", "a", "red", "cat", "the", "X"])}, unk_token="?"
+        )
+    )
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="</s>", unk_token="?").save_pretrained(tmp_path)
+    model = shaken(siglip(), 0.3)
+    model.save_pretrained(tmp_path)
+    SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    backbone = load(f"hf/{tmp_path}")
+    assert backbone.bias == pytest.approx(model.logit_bias.item())
+    ids = backbone.tokens(["a red cat", "the cat"])
+    assert ids[0].tolist() == [2, 3, 4, *[1] * 13]
+    with torch.no_grad():
+        assert torch.equal(encode(backbone.text, ids), model.eval().get_text_features(ids).pooler_output)
+    [sentence] = backbone.sentences("a <ctx*2> {}", ["red cat"])
+    assert sentence.ids == (2, 6, 6, 3, 4, *[1] * 11)
+    assert sentence.slots == {"<ctx>": (1, 2)}
+    with pytest.raises(ValueError, match=r"takes 19 tokens with start and end.*16 positions"):
+        backbone.tokens("cat " * 18)
 
 
 def test_weights_come_from_a_file_or_are_random(folders: Path, tmp_path: Path) -> None:
