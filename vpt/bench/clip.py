@@ -273,7 +273,7 @@ def _show(about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
         for r in (r for r in rows if r["work"] == work):
             wanted = ""
             if r["target"] is not None:
-                wanted = f"{r["target"]:.3g} {'met' if r['times_as_fast'] >= r['target'] else 'missed'}"
+                wanted = f"{r['target']:.3g} {'met' if r['times_as_fast'] >= r['target'] else 'missed'}"
             numbers = (f"{r['ms_median']:.0f}", f"{r['ms_min']:.0f}", f"{r['peak_mb']:.0f}")
             faster = f"{r['times_as_fast']:.2f}"
             table.add_row(f"  {r['variant']}", r["precision"], *numbers, faster, wanted)
