@@ -43,6 +43,9 @@ def _lines(header: Header) -> list[str]:
     if classes:
         more = f" and {len(classes) - SHOWN} more" if len(classes) > SHOWN else ""
         lines.append(f"  classes    {len(classes)}: {', '.join(classes[:SHOWN])}{more}")
+    names = _mapping(about.get("names"))
+    if names:
+        lines.append(f"  sentence   {names.get('sentence')}")
     for site in about.get("sites") or []:
         name = f"{site['tower']}/{site['stage']}/{site['slot']}"
         lines.append(f"  rows       {name:<22}{site['n']} x {site['width']}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from vpt.cli.names import class_names
 from vpt.header import read_header
 
 __all__ = ["run"]
@@ -73,7 +74,7 @@ def _import(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if not Path(args.file).is_file():
         raise FileNotFoundError(f"there is no checkpoint {args.file!r}.")
-    classes = None if args.classes is None else _names(args.classes)
+    classes = None if args.classes is None else class_names(args.classes)
 
     from vpt.importers import import_clip_prompts, import_prompts
     from vpt.towers.load import load
@@ -95,14 +96,3 @@ def _import(argv: list[str]) -> None:
         f"vpt predict {out} PICTURE..." if names else "it names no classes: give --classes to predict with it"
     )
     print(f"{len(prompts.rows)} layers of rows: {out} ({out.stat().st_size / 1e3:.1f} kB)\n  {use}")
-
-
-def _names(given: str) -> list[str]:
-    """Class names: the lines of a file, or words between commas."""
-    if Path(given).is_file():
-        return [line.strip() for line in Path(given).read_text(encoding="utf-8").splitlines() if line.strip()]
-    if Path(given).suffix or "," not in given:
-        raise FileNotFoundError(
-            f"there is no file of class names {given!r}. Give one, or the names as a,b,c."
-        )
-    return [name.strip() for name in given.split(",")]

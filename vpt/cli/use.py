@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vpt.cli.names import class_names
 from vpt.header import Header, read_header
 
 __all__ = ["run"]
@@ -42,7 +43,7 @@ def _positive(text: str) -> int:
 def _header(path: str) -> Header:
     """What the file says of itself; a file that cannot classify is refused before torch is loaded."""
     header = read_header(path)
-    if not header.about.get("head"):
+    if not (header.about.get("head") or header.about.get("names")):
         raise ValueError(
             f"{path} holds rows without a head, so it names no classes. Use its rows in Python: "
             f"vpt.encode(backbone.image, pictures, vpt.PromptSet.load({path!r}).rows)."
@@ -54,16 +55,20 @@ def _predict(argv: list[str]) -> None:
     parser = _parser("predict", "Name the classes of pictures.")
     parser.add_argument("pictures", nargs="+", help="picture files, or folders of them")
     parser.add_argument("--top", type=_positive, default=1, help="classes a picture")
+    parser.add_argument(
+        "--classes", help="other names to choose from, for prompts that say names: a,b,c or a file"
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true")
     form.add_argument("--csv", action="store_true")
     args = parser.parse_args(argv)
     header = _header(args.prompts)
-    files = _pictures(args.pictures)
+    files, classes = _pictures(args.pictures), class_names(args.classes) if args.classes else []
 
     from vpt.data.images import UnreadableImage, decode
 
     tuned = _load(args, header)
+    tuned = tuned.with_classes(classes) if classes else tuned
     found: list[Any] = []
     bad: list[str] = []
     size = args.batch_size or 32
@@ -161,6 +166,9 @@ def _measure(command: str, argv: list[str]) -> None:
     data = ImageData(**options)
     data.bind(tuned.backbone.preprocessing)
     data.setup()
+    if tuned.can_name_others and tuned.classes != data.classes:
+        Console(stderr=True).print(f"the prompt now says the {len(data.classes)} names of these data")
+        tuned = tuned.with_classes(data.classes, repeated=True)
     _refuse_other_classes(tuned.classes, data.classes)
     loader = data.val_dataloader() if split == "val" else data.test_dataloader()
     if not loader:

@@ -61,6 +61,7 @@ class Learner(nn.Module):
     needs the published rates to be washed out (16 a class of Caltech101, linear probe by AdamW: 68% against 81%).
     Frozen towers are no submodules, so checkpoints and DDP do not see them; a copy that learns is.
     packed: sentences as trees; False is the plain way.
+    own: the classes are among those trained on.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Learner(nn.Module):
         towers: Mapping[str, Tower] | None = None,
         zero_head: bool = True,
         packed: bool = True,
+        own: bool = True,
     ) -> None:
         super().__init__()
         self.method, self.classes = method, tuple(classes)
@@ -95,7 +97,7 @@ class Learner(nn.Module):
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
         self.scale, self.bias = backbone.scale, backbone.bias
-        self.packed = packed
+        self.packed, self.own = packed, own
         self._backbone = (backbone,)
         self._kept: dict[
             str, Any
@@ -133,7 +135,8 @@ class Learner(nn.Module):
         """Features and logits of one step. frozen: un-prompted image features, where they are known already."""
         x, method = inputs.x if isinstance(inputs, Stream) else inputs, self.method
         writes = first(self.tower, self.sites) != self.tower.stages[-1]
-        if method.needs and frozen is None:
+        # losses compare with them, rows may depend on them, and without rows they are the features
+        if method.needs and frozen is None and (self.training or method.per_sample or not writes):
             with torch.no_grad():
                 frozen = encode(self.frozen[0], inputs)
         rows = method(self.context(len(x), frozen))
@@ -151,9 +154,8 @@ class Learner(nn.Module):
             features = seen.image.float()
             features = F.normalize(features, dim=-1) if method.output == "normalised" else features
             return Seen(seen.image, frozen=frozen, logits=self.head(features))
-        seen = Seen(
-            seen.image, self._texts(rows, len(x)), self.scale, self.bias, frozen, self.taught(), seen.read
-        )
+        text, told = self._texts(rows, len(x)), (self.scale, self.bias)
+        seen = Seen(seen.image, text, *told, frozen, self.taught(), seen.read, self.own)
         return Seen(**{**vars(seen), "logits": method.logits(seen)})
 
     def _read_back(self, inputs: Tensor | Stream, rows: Rows) -> Seen:
@@ -183,6 +185,20 @@ class Learner(nn.Module):
                 own = encode_text(text, self.streams(), rows) if own is None else own
                 self._kept["texts"] = own.to(self.tower.device)
         return self._kept["texts"]
+
+    def layout(self) -> str:
+        """How the class sentences are read, in a sentence; empty for a method with a head."""
+        text, names = self.towers[1], len(self.classes)
+        if text is None or text.reading is None:
+            return ""
+        streams = self.streams()
+        tokens, whole = sum(s.x.numel() for s in streams), names * text.reading.context
+        if text.reading.causal and self.packed:
+            how = f"packed into {len(streams)} row{'s' * (len(streams) > 1)}"
+        else:
+            how = "cut after the longest" if text.reading.cuts and self.packed else "read whole"
+            how += ", since this text tower sees what stands behind a word" if self.packed else ""
+        return f"{names} names in {self.method.sentence!r}, {how}: {tokens:,} tokens of {whole:,}"
 
     def streams(self) -> list[Stream]:
         """The class sentences, laid out for the text tower."""

@@ -239,6 +239,8 @@ class Run:
         self.console.print(
             f"{self.method} on {self.backbone.name} ({frozen / 1e6:.1f} M frozen) learns: {told}"
         )
+        if learner.method.named:
+            self.console.print(learner.layout())
 
     def _store(self, learner: Learner, low: str, split: str) -> Stored | None:
         """The static part of one split, kept; None where it is not worth it."""

@@ -95,7 +95,8 @@ class Tuned:
             words = {"pool": about.get("pool", "own"), "output": head.get("reads", "features")}
             words |= {"named": True, **about["names"]} if "names" in about else {}
             method = Fixed(prompts.rows, **words)
-        learner = Learner(method, self.backbone, self.classes or [""])
+        own = set(self.classes) <= set(about.get("trained_classes", self.classes))
+        learner = Learner(method, self.backbone, self.classes or [""], own=own)
         if learner.head is not None and prompts.head:
             learner.head.load_state_dict(prompts.head)
         self._load(learner, prompts.weights)
@@ -159,21 +160,28 @@ class Tuned:
             )
         return own
 
-    def with_classes(self, classes: Sequence[str]) -> Tuned:
-        """The same prompt for another list of class names.
+    @property
+    def can_name_others(self) -> bool:
+        """Whether other class names can be put in the place of these."""
+        return self.learner.method.named and not self.learner.method.class_specific
+
+    def with_classes(self, classes: Sequence[str], *, repeated: bool = False) -> Tuned:
+        """The same prompt for another list of class names; repeated: two classes may have one name, as in ImageNet.
 
         Raises ValueError for a head or class-specific rows, which belong to the classes they were trained for.
         """
-        if not self.learner.method.named or self.learner.method.class_specific:
+        if not self.can_name_others:
             what = "class-specific rows" if self.learner.method.named else "a head"
             raise ValueError(
                 f"this prompt set has {what} for its {len(self.classes)} classes and cannot name others. Train a "
                 "method that says names, such as coop or maple."
             )
-        if len(set(classes)) < len(classes) or not classes:
+        if not classes or (len(set(classes)) < len(classes) and not repeated):
             raise ValueError(f"class names must differ and there must be some, got {list(classes)}.")
         kept = {k: v for k, v in self.prompts.about.items() if k != "metrics"}
-        prompts = replace(self.prompts, about={**kept, "classes": list(classes)})
+        trained = kept.get("trained_classes", list(self.classes))
+        told = {**kept, "classes": list(classes), "trained_classes": trained}
+        prompts = replace(self.prompts, about=told)
         return Tuned(self.backbone, prompts, precision=self.precision)
 
     @torch.inference_mode()
