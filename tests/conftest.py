@@ -86,6 +86,15 @@ def tiny_clip() -> Backbone:
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220)}
 
 
+NEEDED = {"zero-shot-descriptions": {"descriptions": {name: [f"it is {name}."] for name in COLOURS}}}
+
+
+@pytest.fixture(scope="session")
+def needed() -> Callable[[str], dict[str, object]]:
+    """needed(method): the options that it cannot do without, for pictures of ``paint``."""
+    return lambda name: NEEDED.get(name, {})
+
+
 def _paint(
     root: Path, counts: Mapping[str, int], noise: int, colours: Mapping[str, tuple[int, int, int]] = COLOURS
 ) -> Path:

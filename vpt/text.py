@@ -167,7 +167,8 @@ def encode_text(
     own = {k: r for k, r in rows.items() if k.tower == tower.name}
     if sets is None:
         own = {k: r.flatten(0, 1) if r.ndim == 3 else r for k, r in own.items()}
-    grad = torch.is_grad_enabled() and any(r.requires_grad for r in own.values())
+    learns = tower.learns_from is not None or any(r.requires_grad for r in own.values())
+    grad = torch.is_grad_enabled() and learns
     if recompute is None:
         recompute = grad and len(streams) > 1 and _graph(tower, streams, sets or 1) > GRAPH
     parts = []

@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -16,12 +17,14 @@ from vpt.towers.vit import tiny
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_is_built_from_its_entry(name: str, tiny_clip: Backbone) -> None:
+def test_every_method_is_built_from_its_entry(
+    name: str, tiny_clip: Backbone, needed: Callable[[str], dict[str, object]]
+) -> None:
     entry = METHODS[name]
     takes = inspect.signature(method_class(name)).parameters
     two = bool({"text", "tokens"} & takes.keys()) or method_class(name).named
     backbone = tiny_clip if two else Backbone("tiny", {"image": tiny()}, {}, "timm")
-    made = build_method(name, backbone)
+    made = build_method(name, backbone, needed(name))
     assert isinstance(made, Method)
     sites = [str(site) for site in made(Context(2, {"image": torch.zeros(2, backbone.image.out)}))]
     for site in [] if entry.sites == "none" else entry.sites.split():

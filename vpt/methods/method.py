@@ -94,7 +94,7 @@ class Method(nn.Module):
     trains: bool = True
     whole: bool = False
     views: int = 0
-    kept: Mapping[str, Any] = {}  # noqa: RUF012  replaced, never written to
+    kept: Mapping[str, Any] = {}
 
     def forward(self, context: Context) -> dict[Site, Tensor]:
         """The rows of this step."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-__all__ = ["ensemble"]
+__all__ = ["checked", "ensemble"]
 
 SIZES = {"imagenet-80": 80, "imagenet-60": 60}
 
@@ -20,3 +20,12 @@ def ensemble(name: str = "imagenet-80") -> tuple[str, ...]:
     if name not in SIZES:
         raise ValueError(f"no templates {name!r}. There are {', '.join(SIZES)} and imagenet-7.")
     return tuple(make("{}") for make in open_clip.OPENAI_IMAGENET_TEMPLATES[: SIZES[name]])
+
+
+def checked(template: str) -> str:
+    """The template; raises ValueError where it has no place for the class name."""
+    if "{}" not in template:
+        raise ValueError(
+            f"the template {template!r} has no {{}} where the class name goes. Write it such as 'a photo of a {{}}.'."
+        )
+    return template

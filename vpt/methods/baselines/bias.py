@@ -20,14 +20,14 @@ class Bias(Method):
     def __init__(self, image: Tower) -> None:
         super().__init__()
 
-    def learn(self, image: Tower) -> Tower:
+    def learn(self, tower: Tower) -> Tower:
         biases = {
-            name for name in feature_names(image) if name.endswith("bias")
+            name for name in feature_names(tower) if name.endswith("bias")
         }  # also Eva's q_bias and v_bias
-        if not image.closed:
-            biases = {name for name in biases if stage_of(image, name) != "input"}
+        if not tower.closed:
+            biases = {name for name in biases if stage_of(tower, name) != "input"}
         if not biases:
             raise ValueError(
-                f"this {type(image.model).__name__} has no biases to learn. Choose another baseline."
+                f"this {type(tower.model).__name__} has no biases to learn. Choose another baseline."
             )
-        return image.learning(biases.__contains__, lowest_stage(image, biases))
+        return tower.learning(biases.__contains__, lowest_stage(tower, biases))

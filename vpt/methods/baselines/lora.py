@@ -1,4 +1,4 @@
-"""LoRA, arXiv 2106.09685, through peft: low-rank updates of the attention's projections, and a head.
+"""LoRA, arXiv 2106.09685, through peft: low-rank updates of the attention's projections, and a head or class names.
 
 peft puts its layers into a copy of the network; the copy's own weights stay frozen.
 """
@@ -12,17 +12,20 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vpt.methods.baselines.split import in_blocks, split_attention
 from vpt.methods.baselines.weights import lowest_stage
 from vpt.methods.method import Method
 from vpt.tower import Tower
 
-__all__ = ["LoRA"]
+__all__ = ["LoRA", "adaptable"]
 
+QKV = ("qkv", "q_proj", "k_proj", "v_proj")
 PROJECTIONS = {
-    "qkv": ("qkv", "q_proj", "k_proj", "v_proj"),
-    "proj": ("proj",),
-    "qkv+proj": ("qkv", "q_proj", "k_proj", "v_proj", "proj"),
+    "qkv": QKV,
+    "proj": ("proj", "out_proj", "o_proj"),
+    "qkv+proj": (*QKV, "proj", "out_proj", "o_proj"),
 }
+SPLIT = ("q_proj", "k_proj", "v_proj", "out_proj")  # what torch's attention is taken apart to
 
 
 class LoRA(Method):
@@ -33,6 +36,9 @@ class LoRA(Method):
     targets: the projections to queries, keys and values, the one behind the attention, or both.
     Raises ValueError, before data are read, for networks without such layers.
     """
+
+    rank_stable: bool = False
+    """Scale by alpha / sqrt(rank)."""
 
     def __init__(
         self,
@@ -45,22 +51,29 @@ class LoRA(Method):
     ) -> None:
         super().__init__()
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
-        self.targets = _targets(image.model, PROJECTIONS[targets])
+        self.projections = PROJECTIONS[targets]
+        adaptable(image.model, self.projections)
 
-    def learn(self, image: Tower) -> Tower:
+    def learn(self, tower: Tower) -> Tower:
         from peft import LoraConfig, inject_adapter_in_model  # seconds to import
 
-        if image.reopen is None:
-            raise ValueError(f"the {image.name!r} tower cannot be opened again on a copy of its model.")
-        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=self.targets)
-        model = inject_adapter_in_model(config, copy.deepcopy(image.model))
-        for target in self.targets if self.dropout else ():
+        if tower.reopen is None:
+            raise ValueError(f"the {tower.name!r} tower cannot be opened again on a copy of its model.")
+        targets = adaptable(tower.model, self.projections)
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            target_modules=targets,
+            use_rslora=self.rank_stable,
+        )
+        model = inject_adapter_in_model(config, split_attention(copy.deepcopy(tower.model)))
+        for target in targets if self.dropout else ():
             layer: Any = model.get_submodule(target)
             layer.lora_dropout["default"] = _Dropout(self.dropout, self)
-        twin = image.reopen(model)
+        twin = tower.reopen(model)
         for name, p in model.named_parameters():
             p.requires_grad_("lora_" in name)
-        return replace(twin, learns_from=lowest_stage(image, self.targets))
+        return replace(twin, learns_from=lowest_stage(tower, targets))
 
 
 class _Dropout(nn.Module):
@@ -76,13 +89,19 @@ class _Dropout(nn.Module):
         return F.dropout(x, self.p, self.owner[0].training)
 
 
-def _targets(model: nn.Module, projections: tuple[str, ...]) -> list[str]:
-    """Full names of the attention's linear layers that an adapter can take the place of."""
+def adaptable(model: nn.Module, projections: tuple[str, ...]) -> list[str]:
+    """Full names of the attention's linear layers that an adapter can take the place of, once torch's attention is
+    split; raises ValueError where there are none."""
     modules: dict[str, Any] = dict(model.named_modules())
-    found = []
+    found = [f"{name}.{part}" for name in in_blocks(model) for part in SPLIT if part in projections]
     for name, module in modules.items():
         parent, _, last = name.rpartition(".")
-        if type(module) is not nn.Linear or last not in projections or not parent.endswith("attn"):
+        holder = parent.rpartition(".")[2]
+        if (
+            type(module) is not nn.Linear
+            or last not in projections
+            or not holder.endswith(("attn", "attention"))
+        ):
             continue
         a = modules[parent]
         if (

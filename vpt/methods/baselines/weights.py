@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,30 +12,37 @@ from vpt.tower import Tower
 
 __all__ = ["feature_names", "lowest_stage", "stage_of"]
 
+BLOCK = re.compile(r"(?:^|\.)(?:blocks|resblocks|block|layers|layer)\.(\d+)\.")
+NORMS = {"norm", "ln_post", "ln_final", "layernorm", "post_layernorm", "final_layer_norm"}
+ABOVE = {"fc_norm", "attn_pool", "proj", "head", "text_projection", "visual_projection"}
 
-def feature_names(image: Tower) -> list[str]:
+
+def feature_names(tower: Tower) -> list[str]:
     """Names of the parameters that the pooled features depend on: all but the network's own classifier."""
-    model: Any = image.model
+    model: Any = tower.model
     found = model.get_classifier() if hasattr(model, "get_classifier") else None
     heads = [m for m in (found if isinstance(found, tuple) else (found,)) if isinstance(m, nn.Module)]
     classifier = {id(p) for head in heads for p in head.parameters()}
     return [name for name, p in model.named_parameters() if id(p) not in classifier]
 
 
-def stage_of(image: Tower, name: str) -> str:
-    """The stage whose step holds a parameter, by timm's names; "input" for all that stands in front of the
-    blocks.
+def stage_of(tower: Tower, name: str) -> str:
+    """The stage whose step holds a parameter, by the names of timm, open_clip and transformers; "input" for all that
+    stands in front of the blocks, and for what is not known.
 
     A closed tower is one step, so it is "input" there too.
     """
-    part, _, rest = name.partition(".")
-    if image.closed:
+    if tower.closed:
         return "input"
-    if part == "blocks":
-        return rest.partition(".")[0]
-    return {"norm": str(image.depth), "fc_norm": "normed", "attn_pool": "normed"}.get(part, "input")
+    if found := BLOCK.search(name):
+        return found[1]
+    parts = name.removeprefix("trunk.").split(".")
+    if parts[0] in ABOVE:
+        return tower.stages[-2]
+    front = parts[0].startswith(("patch_embed", "embeddings"))
+    return str(tower.depth) if NORMS.intersection(parts[-2:-1]) and not front else "input"
 
 
-def lowest_stage(image: Tower, names: Iterable[str]) -> str:
+def lowest_stage(tower: Tower, names: Iterable[str]) -> str:
     """The lowest stage of the tower that holds one of these parameters."""
-    return min((stage_of(image, name) for name in names), key=image.index)
+    return min((stage_of(tower, name) for name in names), key=tower.index)
