@@ -37,7 +37,19 @@ def _insert(t: Tensor, dim: int, at: int, n: int) -> Tensor:
     return torch.cat([t.narrow(dim, 0, at), t.new_zeros(shape), t.narrow(dim, at, t.shape[dim] - at)], dim)
 
 
-def _check_room(tower: Tower, stage: str) -> None:
+def _shut(mask: Tensor, at: int, n: int) -> Tensor:
+    """A causal mask in which n tokens opened at ``at`` see nothing behind them, and nothing before them sees them."""
+    place = torch.arange(mask.shape[-1], device=mask.device)
+    new = (place >= at) & (place < at + n)
+    return mask.masked_fill((place > place[:, None]) & (new | new[:, None]), -torch.inf)
+
+
+def _check_room(tower: Tower, stage: str, slot: str) -> None:
+    if slot == "suffix" and tower.causal and tower.index(stage) < tower.top:
+        raise ValueError(
+            f"rows at the end of a causal sequence are seen by no token, so a suffix at {tower.name}/{stage} does "
+            "nothing. Use the slot 'prefix', behind the start token, or placeholders."
+        )
     if tower.grows is not None and tower.index(stage) < tower.index(tower.grows):
         raise ValueError(
             f"no slot can be opened at {tower.name}/{stage}: positions or a fixed mask leave no room for "
@@ -53,11 +65,13 @@ def _open(tower: Tower, s: Stream, slot: str, rows: Tensor) -> Stream:
             f"the {tower.name!r} stream has no slot {slot!r}, only {sorted(s.places) or 'none'}. Give its "
             "positions as places of the stream, or use 'prefix' or 'suffix'."
         )
-    _check_room(tower, s.stage)
+    _check_room(tower, s.stage, slot)
     at, n = (tower.prefix if slot == "prefix" else s.x.shape[1]), rows.shape[1]
     if tower.extend is not None:
         s = tower.extend(s, at, n)
     mask = None if s.mask is None else _insert(_insert(s.mask, -1, at, n), -2, at, n)
+    if mask is not None and tower.causal:
+        mask = _shut(mask, at, n)  # in a tree, too, all sentences stand behind the start token
     places = {k: torch.where(v >= at, v + n, v) for k, v in s.places.items()}
     places[slot] = torch.arange(at, at + n, device=s.x.device)[None]
     positions = None if s.positions is None else _insert(s.positions, -1, at, n)
@@ -133,7 +147,7 @@ def _climb(
     overwrites, are keys and values only. trim: nobody reads more of this block's output than pooling does."""
     step = tower.steps[tower.index(s.stage)]
     fleeting: set[str] = set()
-    if live and isinstance(step, Block) and s.mask is None:
+    if live and isinstance(step, Block) and s.mask is None and not tower.causal:
         fleeting = {"prefix", "suffix"}
         if not trim or tower.reads_rows:
             fleeting &= set(above)
@@ -175,7 +189,7 @@ def _plan(tower: Tower, s: Stream, rows: Rows) -> dict[int, dict[str, Tensor]]:
             raise ValueError(f"rows for {site} are for {len(value)} samples, the batch has {len(s.x)}.")
         if site.slot in ("prefix", "suffix"):
             if site.slot not in s.places:
-                _check_room(tower, site.stage)
+                _check_room(tower, site.stage, site.slot)
             n = lengths.setdefault(site.slot, value.shape[-2])
             if n != value.shape[-2]:
                 raise ValueError(

@@ -164,7 +164,7 @@ class Tower:
 
     name: "image", "text".                    model: the library's own module, untouched.
     width: channels of the sequence.          out: channels of the pooled features.
-    prefix: class and register tokens in front, behind which the slot "prefix" opens.
+    prefix: class and register tokens (of a text the start token) in front, behind which the slot "prefix" opens.
     reads: what pooling reads: so many leading tokens, the places of a slot, or (None) the whole sequence.
     patch: height and width of a patch in pixels (VPT's start needs it).
     begin: makes a stream of inputs.
@@ -205,6 +205,11 @@ class Tower:
     def depth(self) -> int:
         """Number of blocks; 0 for a closed tower."""
         return max(sum(stage.isdigit() for stage in self.stages) - 1, 0)
+
+    @property
+    def causal(self) -> bool:
+        """A token sees nothing behind it, nor do rows; for texts that are read at their end token."""
+        return self.reading is not None and self.reading.causal
 
     @property
     def top(self) -> int:

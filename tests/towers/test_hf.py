@@ -223,6 +223,17 @@ def test_packed_clip_text_is_the_text_one_by_one(opened: Any) -> None:
     torch.testing.assert_close(encode_text(tower, packed, {}), want, rtol=1e-5, atol=1e-5)
 
 
+def test_rows_behind_the_start_token_lengthen_packed_and_plain_text_alike(opened: Any) -> None:
+    from vpt.text import Sentence
+
+    tower = opened("CLIPModel")[1]["text"]
+    sentences = [Sentence((58, 3, *n, 5, 59)) for n in ((7,), (8, 9), (7, 9))]
+    rows = {Site("text", str(i), "prefix"): torch.randn(3, 32) for i in (0, 1)}
+    packed, plain = (encode_text(tower, lay(tower, sentences, packed=p), rows) for p in (True, False))
+    torch.testing.assert_close(packed, plain, rtol=1e-5, atol=1e-5)
+    assert (packed - encode_text(tower, lay(tower, sentences), {})).abs().max() > 1e-2
+
+
 @pytest.mark.parametrize("kind", BUILD)
 def test_a_copy_learns_and_the_frozen_tower_stays(opened: Any, kind: str) -> None:
     _, towers = opened(kind)

@@ -228,7 +228,10 @@ def open_text(t: Any, name: str = "text") -> Tower:
         return replace(s, x=x + (where[: x.shape[1]] if s.positions is None else where[s.positions]))
 
     def mask(s: Stream) -> Tensor | None:
-        return None if t.attn_mask is None else t.attn_mask[: s.x.shape[1], : s.x.shape[1]]
+        length = s.x.shape[1]
+        if t.attn_mask is None or length <= len(t.attn_mask):
+            return None if t.attn_mask is None else t.attn_mask[:length, :length]
+        return t.attn_mask.new_full((length, length), -torch.inf).triu(1)  # rows have lengthened the sequence
 
     def pool(s: Stream) -> Stream:
         x = at_ends(s) if t.cls_emb is None else t.ln_final(at_ends(s))
@@ -252,8 +255,9 @@ def open_text(t: Any, name: str = "text") -> Tower:
         ),
         width=width,
         out=out,
+        prefix=1 if causal else 0,
         reads="end",
-        grows="normed",  # positions are counted and the mask is fixed
+        grows="placed" if causal else "normed",  # a causal mask can grow, once positions are counted
         begin=lambda ids: Stream(ids, places={"end": _ends(t, ids)}),
         reopen=partial(open_text, name=name),
         canonical=lambda: in_order(t, TEXT_ORDER),

@@ -341,8 +341,9 @@ def _text(m: Any, *, causal: bool) -> Tower:
         ),
         width=config.hidden_size,
         out=projection.out_features,
+        prefix=1 if causal else 0,
         reads="end",
-        grows="normed",  # positions are counted and the mask is fixed
+        grows="placed" if causal else "normed",  # a causal mask can grow, once positions are counted
         begin=begin,
         reopen=partial(_text, causal=causal),
         canonical=canonical,
