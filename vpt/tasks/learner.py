@@ -222,8 +222,8 @@ class Learner(nn.Module):
         return Say(tuple(names), encode_sentences)
 
     def taught(self) -> Mapping[str, Tensor]:
-        """What the method compares with while it trains; computed once."""
-        if not self.training:
+        """What the method compares with while it trains, or solves from; computed once."""
+        if not self.training or self.frozen[1] is None:
             return {}
         if "taught" not in self._kept:
             self._kept["taught"] = self.method.teach(self.say(self.classes))
