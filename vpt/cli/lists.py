@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from fnmatch import fnmatch
 
 from vpt.methods import METHODS
 
@@ -13,7 +14,7 @@ def run(command: str, argv: list[str]) -> None:
     """Print one of the lists."""
     parser = argparse.ArgumentParser(prog=f"vpt {command}")
     if command == "models":
-        parser.add_argument("pattern", nargs="?", default="", help="of timm's names, such as '*dinov2*'")
+        parser.add_argument("pattern", nargs="?", default="", help="of names, such as '*dinov2*' or 'ViT-B*'")
         parser.add_argument("--all", action="store_true", help="every architecture, with weights or without")
     args = parser.parse_args(argv)
     if command == "methods":
@@ -22,12 +23,25 @@ def run(command: str, argv: list[str]) -> None:
             paper = f"arXiv {entry.paper}" if entry.paper else ""
             print(f"{name:<14}{kind:<20}{paper:<18}{entry.summary}")
         return
+    import open_clip
     import timm
 
-    names = timm.list_models(args.pattern, pretrained=not args.all)
+    pattern = args.pattern
+    names = [f"timm/{name}" for name in timm.list_models(pattern, pretrained=not args.all)]
+    pairs = [(name, "") for name in open_clip.list_models()] if args.all else open_clip.list_pretrained()
+    clips = [f"open_clip/{name}{':' * bool(tag)}{tag}" for name, tag in pairs]
+    names += [name for name in clips if not pattern or _fits(name.removeprefix("open_clip/"), pattern)]
     if not names:
-        raise ValueError(f"timm has no model like {args.pattern!r}. Try --all, or a pattern such as '*vit*'.")
-    if not args.pattern:
+        raise ValueError(
+            f"neither timm nor open_clip has a model like {pattern!r}. Try --all, or a pattern such as '*vit*'."
+        )
+    if not pattern:
         print("starter/vit-mini    comes with this package, 96 px, 3.4 M parameters, no network needed")
-    for name in names:
-        print(f"timm/{name}")
+        print("starter/clip-mini   comes with this package: the same with a small text tower")
+        print("hf/REPO             transformers' ViT, DINOv2, CLIP and SigLIP")
+    print("\n".join(names))
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """Whether a pattern fits a name with its tag, or without."""
+    return fnmatch(name, pattern) or fnmatch(name.partition(":")[0], pattern)
