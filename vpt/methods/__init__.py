@@ -129,6 +129,13 @@ METHODS: dict[str, Entry] = {
         "IVLP held near the frozen model by three terms, averaged over epochs",
         "text/embedded../<ctx> image/placed../suffix",
     ),
+    "mmrl": Entry(
+        "vpt.methods.mmrl:MMRL",
+        "2503.08497",
+        "shared tokens in the upper layers of both towers, read back as a second image feature",
+        "text/upper/prefix image/upper/prefix",
+        lr=1e-3,
+    ),
     "random-rows": Entry(
         "vpt.methods.baselines.random_rows:RandomRows",
         "",

@@ -46,6 +46,7 @@ class Seen:
     frozen: un-prompted image features [batch, out] of the same views, for methods that ``need`` them.
     taught: what :meth:`Method.teach` returned.
     read: outputs of rows behind the final norm, [batch, n, width] by slot, for methods that ``read`` them.
+    own: the names are of classes that were trained on; a method may tell others otherwise.
     logits: [batch, K].
     """
 
@@ -56,6 +57,7 @@ class Seen:
     frozen: Tensor | None = None
     taught: Mapping[str, Tensor] = field(default_factory=dict)
     read: Mapping[str, Tensor] = field(default_factory=dict)
+    own: bool = True
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def compare(self, image: Tensor, text: Tensor) -> Tensor:
