@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from inspect import signature
 from pathlib import Path
 
 import open_clip
@@ -44,7 +45,7 @@ def clip() -> Backbone:
 
 
 def build(name: str, options: dict[str, object]) -> Learner:
-    if method_class(name).named:
+    if method_class(name).named or "text" in signature(method_class(name)).parameters:
         return Learner(build_method(name, clip(), options), clip(), ("a", "b"))
     return Learner(build_method(name, NETWORK, options), NETWORK, ("a", "b", "c"))
 
