@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vpt.tower import Tower
 
-__all__ = ["attention_path", "bf16_supported", "cast_frozen", "fastest_attention"]
+__all__ = ["attention_path", "bf16_supported", "cast_frozen", "fastest_attention", "fastest_for"]
 
 Path = Literal["default", "math"]
 CAST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose weights autocast casts at every use
@@ -40,6 +40,20 @@ def fastest_attention(
     path = attention_path(dtype, device, batch=batch, heads=heads, length=length, head_width=head_width)
     with _taking(path):
         yield path
+
+
+def fastest_for(tower: Tower, x: Tensor, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """:func:`fastest_attention` for what a tower makes of x: pixels, ids [batch, length], or a sequence on its way up.
+
+    Where nothing is attended to (a closed tower, pooled features) and in float32 it does nothing.
+    """
+    sequence = x.ndim == 3 or (x.ndim == 2 and not x.is_floating_point())
+    if tower.closed or not (sequence or x.ndim == 4):
+        return nullcontext()
+    length = x.shape[1] if sequence else x.shape[-1] * x.shape[-2] // (tower.patch[0] * tower.patch[1])
+    heads = int(tower.traits.get("heads") or 1)
+    shape = {"batch": len(x), "heads": heads, "length": length, "head_width": tower.width // heads}
+    return fastest_attention(dtype, x.device, **shape)
 
 
 def attention_path(

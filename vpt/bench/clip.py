@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from statistics import median
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from vpt.attention import cast_frozen
+from vpt.attention import cast_frozen, fastest_for
 from vpt.bench.measure import Clock, Key, Work, check_json, in_turns, machine, peak_mb, write
 from vpt.bench.vit import Precision
 from vpt.encode import advance, encode
@@ -111,17 +111,27 @@ class _Subject:
             return s, encode(self.learner.tower, s) if self.learner.method.needs else None
 
     def arithmetic(self) -> Any:
-        if self.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.images.device.type, torch.bfloat16)
+        stack = ExitStack()
+        if self.precision == "bfloat16":
+            stack.enter_context(torch.autocast(self.images.device.type, torch.bfloat16))
+        return stack
 
-    def step(self, see: Callable[[], Seen]) -> Callable[[], tuple[Tensor, ...]]:
-        """Forward, loss, and the gradients of what learns."""
+    def attention(self) -> Any:
+        """The faster path, as training chooses it."""
+        text = self.learner.towers[1]
+        if self.writes_to_images or text is None:
+            return fastest_for(self.learner.tower, self.images, torch.bfloat16)
+        return fastest_for(text, self.learner.streams()[0].x, torch.bfloat16)
+
+    def step(self, see: Callable[[], Seen], chosen: bool = True) -> Callable[[], tuple[Tensor, ...]]:
+        """Forward, loss, and the gradients of what learns; chosen: with the attention path that was measured to be the
+        faster one, which float32 has no use for."""
+        chosen = chosen and self.precision == "bfloat16"
         method = self.learner.method
         learned = [p for p in method.parameters() if p.requires_grad]
 
         def run() -> tuple[Tensor, ...]:
-            with self.arithmetic():
+            with self.arithmetic(), self.attention() if chosen else nullcontext():
                 seen = see()
                 parts = method.losses(seen, lambda logits: F.cross_entropy(logits.float(), self.labels))
                 loss = method.total(parts)
@@ -194,7 +204,7 @@ def _cut(s: Stream, length: int) -> Stream:
 def _works(b: _Subject, shape: str) -> list[Work]:
     """A method's variants at one shape and precision."""
     plain: Key = (f"{b.method}, {shape}", "plain way", b.precision)
-    works = [Work(*plain, b.step(b.plain), plain)]
+    works = [Work(*plain, b.step(b.plain, False), plain)]
 
     def add(variant: str, run: Callable[[], object]) -> None:
         works.append(Work(plain[0], variant, b.precision, run, plain))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor, nn
 
-from vpt.attention import bf16_supported, cast_frozen, fastest_attention
+from vpt.attention import bf16_supported, cast_frozen, fastest_for
 from vpt.bench.measure import Clock, Key, Work, check_json, in_turns, machine, peak_mb, row, show, write
 from vpt.encode import advance, encode
 from vpt.prompt import Prompt, Site
@@ -77,21 +77,8 @@ class _Subject:
             if self.precision == "bfloat16":
                 stack.enter_context(torch.autocast(self.images.device.type, torch.bfloat16))
                 if chosen:
-                    stack.enter_context(self._attention())
+                    stack.enter_context(fastest_for(self.tower, self.images, torch.bfloat16))
             yield
-
-    def _attention(self) -> AbstractContextManager[Any]:
-        tower, images = self.tower, self.images
-        heads = int(tower.traits.get("heads") or 1)
-        length = images.shape[-1] * images.shape[-2] // (tower.patch[0] * tower.patch[1])
-        return fastest_attention(
-            torch.bfloat16,
-            images.device,
-            batch=len(images),
-            heads=heads,
-            length=length,
-            head_width=tower.width // heads,
-        )
 
     def loss(self, features: Tensor) -> Tensor:
         return F.cross_entropy(self.head(features).float(), self.labels)

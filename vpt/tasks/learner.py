@@ -99,9 +99,8 @@ class Learner(nn.Module):
         self.scale, self.bias = backbone.scale, backbone.bias
         self.packed, self.own = packed, own
         self._backbone = (backbone,)
-        self._kept: dict[
-            str, Any
-        ] = {}  # what follows from names and frozen weights, or from rows while not training
+        # what follows from names and frozen weights, or from rows while not training
+        self._kept: dict[str, Any] = {}
 
     @property
     def tower(self) -> Tower:
@@ -121,9 +120,11 @@ class Learner(nn.Module):
 
     @property
     def sites(self) -> set[Site]:
-        """Where the method writes."""
-        with torch.no_grad():
-            return set(self.method(self.context()))
+        """Where the method writes; asked once, without drawing random numbers from the run's stream."""
+        if "sites" not in self._kept:
+            with torch.no_grad(), torch.random.fork_rng():
+                self._kept["sites"] = set(self.method(self.context()))
+        return self._kept["sites"]
 
     @property
     def low(self) -> str:

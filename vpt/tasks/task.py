@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MetricCollection
 from torchvision.transforms.v2 import MixUp
 
-from vpt.attention import fastest_attention
+from vpt.attention import fastest_for
 from vpt.encode import advance
 from vpt.methods.method import Batches
 from vpt.objectives.classify import Classify
@@ -147,20 +147,17 @@ class PromptTask(L.LightningModule):
             yield {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
     def attention(self, inputs: Tensor | Stream) -> AbstractContextManager[Any]:
-        """The faster attention path at this precision, by measurement; in float32 always the library's."""
-        if not str(self.trainer.precision).startswith("bf16") or self.learner(0).tower.closed:
+        """The faster attention path at this precision, by measurement; in float32 always the library's.
+
+        Where the pictures' features are stored, the text decides.
+        """
+        if not str(self.trainer.precision).startswith("bf16"):
             return nullcontext()
-        tower, x = self.learner(0).tower, inputs.x if isinstance(inputs, Stream) else inputs
-        length = x.shape[1] if x.ndim == 3 else x.shape[-1] * x.shape[-2] // (tower.patch[0] * tower.patch[1])
-        heads = int(tower.traits.get("heads") or 1)
-        return fastest_attention(
-            torch.bfloat16,
-            x.device,
-            batch=len(x),
-            heads=heads,
-            length=length,
-            head_width=tower.width // heads,
-        )
+        learner, x = self.learner(0), inputs.x if isinstance(inputs, Stream) else inputs
+        text = learner.towers[1]
+        if x.ndim == 2 and text is not None:
+            return fastest_for(text, learner.streams()[0].x, torch.bfloat16)
+        return fastest_for(learner.tower, x, torch.bfloat16)
 
     def training_step(self, batch: dict[str, Any], _: int) -> Tensor:
         torch.manual_seed(self.seed * 1_000_003 + self.global_step)
