@@ -19,7 +19,11 @@ from torch import Tensor
 
 from vpt.encode import encode
 from vpt.importers import import_clip_prompts
-from vpt.prompt import Site
+from vpt.importers.dassl import read_dassl
+from vpt.methods.mmrl import MMRL
+from vpt.prompt import Context, Site
+from vpt.tasks.learner import Learner
+from vpt.tasks.tuned import Tuned
 from vpt.text import encode_text, lay
 from vpt.tower import Tower
 from vpt.towers.clip import open_clip_model
@@ -113,6 +117,49 @@ def test_cocoop_is_kept_as_a_whole(tmp_path: Path, backbone: Backbone) -> None:
         "meta_net.2.bias": (T,),
     }
     assert torch.equal(made.method["text_prompt.table.rows"][0], state["ctx"])
+
+
+def test_mmrl_is_kept_as_a_whole_and_is_the_method(tmp_path: Path, tiny_clip: Any) -> None:
+    wrote, layers = MMRL(tiny_clip.image, tiny_clip.text, shared=8), range(2)
+    state = {"image_encoder.proj_rep": wrote.projection}
+    stem = "representation_learner.compound_rep_tokens"
+    state[stem] = wrote.shared_tokens
+    for part, maps in (("r2vproj", wrote.to_image), ("r2tproj", wrote.to_text)):
+        for i in layers:
+            state |= {f"{stem}_{part}.{i}.{k}": torch.randn_like(p) for k, p in maps[i].named_parameters()}
+    for tower in ("image", "text"):  # the file holds a whole CLIP, by which the depth is known
+        state |= {f"{tower}_encoder.transformer.resblocks.{i}.ln_1.bias": torch.ones(1) for i in range(3)}
+    file = saved(tmp_path / "m.pth", {k: v.detach() for k, v in state.items()})
+    made = import_clip_prompts(file, tiny_clip, classes=["a car", "dog"], sentence="a {}.")
+    assert not made.rows
+    tuned = Tuned(tiny_clip, made)
+    method = tuned.learner.method
+    assert isinstance(method, MMRL)
+    assert method.sentence == "a {}."
+    with torch.no_grad():
+        for i in layers:
+            wrote.to_image[i].load_state_dict(
+                {k: state[f"{stem}_r2vproj.{i}.{k}"] for k in ("weight", "bias")}
+            )
+            wrote.to_text[i].load_state_dict(
+                {k: state[f"{stem}_r2tproj.{i}.{k}"] for k in ("weight", "bias")}
+            )
+        wrote.sentence = "a {}."
+        wanted = Learner(wrote, tiny_clip, ["a car", "dog"]).eval()(images := torch.randn(2, 3, 32, 32))
+    torch.testing.assert_close(tuned.logits(images), wanted)
+    read = read_dassl(file)["rows"]
+    assert {site: r.shape for site, r in read.items()} == {s: r.shape for s, r in method(Context()).items()}
+    for site, rows in method(Context()).items():
+        torch.testing.assert_close(rows, read[site])
+    assert not tuned.with_classes(["cat", "dog"]).learner.own
+    deeper = {k.replace("resblocks.2", "resblocks.3"): v for k, v in state.items()}
+    deeper |= {k: v for k, v in state.items() if "resblocks.2" in k}
+    file = saved(tmp_path / "n.pth", {k: v.detach() for k, v in deeper.items()})
+    with pytest.raises(ValueError, match="for block 3 of the 'image' tower"):
+        import_clip_prompts(file, tiny_clip)
+    file = saved(tmp_path / "o.pth", {k: v.detach() for k, v in state.items() if "resblocks.2" not in k})
+    with pytest.raises(ValueError, match=r"up to block 1, the last of its 'image' tower; that of .* has 3"):
+        import_clip_prompts(file, tiny_clip)
 
 
 def test_method_and_sentence_as_asked(tmp_path: Path, backbone: Backbone) -> None:
@@ -226,7 +273,9 @@ def test_an_imported_file_gives_the_logits_of_the_authors_code(
         of_open_clip(open_clip.get_tokenizer("ViT-B-16"), towers["text"]),
         made.about["names"]["class_specific"],
     )
-    said = [tokens.sentence(made.about["names"]["sentence"], n, k if grouped else 0) for k, n in enumerate(names)]
+    said = [
+        tokens.sentence(made.about["names"]["sentence"], n, k if grouped else 0) for k, n in enumerate(names)
+    ]
     pictures = load_file(folder / case["tensors"]["input.images"]["file"])["images"]
     with torch.no_grad():
         text = encode_text(towers["text"], lay(towers["text"], said), made.rows)

@@ -260,7 +260,7 @@ def test_maples_image_rows_are_the_mapped_text_rows(tmp_path: Path, layers: int)
 def test_mmrls_tokens_enter_the_last_layers_of_both_towers(tmp_path: Path) -> None:
     state = mmrl()
     found = read_dassl(dassl(tmp_path / "a.pth", state))
-    assert (found["method_name"], found["options"]) == ("mmrl", {"length": 5, "layers": "5..11"})
+    assert (found["method_name"], found["options"]) == ("mmrl", {"length": 5, "layers": 7, "shared": 16})
     wanted = [Site(t, str(i), "prefix") for t in ("image", "text") for i in range(5, 12)]
     assert list(found["rows"]) == wanted
     stem = "representation_learner.compound_rep_tokens"
@@ -270,7 +270,13 @@ def test_mmrls_tokens_enter_the_last_layers_of_both_towers(tmp_path: Path) -> No
     ):
         expected = state[stem] @ state[f"{stem}_{part}.weight"].mT + state[f"{stem}_{part}.bias"]
         torch.testing.assert_close(found["rows"][site], expected)
-    assert torch.equal(found["method"]["proj_rep"], state["image_encoder.proj_rep"])
+    assert torch.equal(found["method"]["projection"], state["image_encoder.proj_rep"])
+    assert torch.equal(found["method"]["to_text.6.bias"], state[f"{stem}_r2tproj.6.bias"])
+    other = read_dassl(tmp_path / "a.pth", sentence="{} texture.")
+    assert (other["options"]["template"], other["about"]["sentence"]) == ("{} texture.", "{} texture.")
+    less = {k: v for k, v in state.items() if "r2tproj.6" not in k}
+    with pytest.raises(ValueError, match="into 7 layers of one tower and 6 of the other"):
+        read_dassl(dassl(tmp_path / "less.pth", less))
     assert len(found["method"]) == 2 + 2 * 2 * 7
     bare = {key: value for key, value in state.items() if key.startswith(("repr", "image_encoder.proj_rep"))}
     assert list(read_dassl(dassl(tmp_path / "b.pth", bare))["rows"]) == wanted

@@ -37,7 +37,8 @@ def import_clip_prompts(
     """A checkpoint of CoOp's line of work, or peft's prompt-tuning file, as a prompt set for ``backbone``.
 
     method, sentence: as in :func:`vpt.importers.dassl.read_dassl`.
-    classes: names; class-specific rows need them, in the order of training.
+    classes: names; class-specific rows need them, in the order of training. MMRL tells names beside them by the class
+        token's feature alone, as it was published for names that were not trained on.
     Raises ValueError, with both values, where towers, layers, widths or classes do not fit.
     """
     found = read_dassl(path, method, sentence=sentence)
@@ -52,6 +53,8 @@ def import_clip_prompts(
     state = found["method"]
     if name == "cocoop":  # its rows depend on the picture, so the method is kept as a whole
         state, rows = {"text_prompt.table.rows": next(iter(rows.values()))[None], **state}, {}
+    elif name == "mmrl":  # so it is where rows are read back
+        rows = {}
     paper, code, _ = SIGNS[name]
     label = {
         "kind": "prompt set",
@@ -93,8 +96,15 @@ def _check_fit(path: str | os.PathLike[str], found: Found, backbone: Backbone) -
                 f"{tower.width}. Load the backbone that they were learned on."
             )
         tower.check([site])
+    for name in ("image", "text") if found["method_name"] == "mmrl" else ():
+        last = max(int(site.stage) for site in found["rows"] if site.tower == name)
+        if last != towers[name].depth - 1:
+            raise ValueError(
+                f"{path} holds rows up to block {last}, the last of its {name!r} tower; that of {named} has "
+                f"{towers[name].depth} blocks. Load the backbone that they were learned on."
+            )
     out = towers["image"].out
-    for key, axis in (("meta_net.0.weight", 1), ("proj_rep", 1)):
+    for key, axis in (("meta_net.0.weight", 1), ("projection", 1)):
         if key in found["method"] and (wide := found["method"][key].shape[axis]) != out:
             raise ValueError(
                 f"{path}: {key} is made for image features of {wide} channels, {named} gives {out}. Load the backbone "

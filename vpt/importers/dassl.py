@@ -48,8 +48,8 @@ class Found(TypedDict):
     """What a file holds.
 
     rows: by site, [n, width] or, class-specific, [K, n, width]; maps from rows to rows (MaPLe, MMRL) are applied.
-    method: what else learned: CoCoOp's net under the names of vpt's module ("meta_net.0.weight" ...), MMRL's tokens,
-        maps and projection under the authors'.
+    method: what else learned, under the names of vpt's module: CoCoOp's net ("meta_net.0.weight" ...), MMRL's tokens,
+        maps and projection.
     options: of the method.
     about: "sentence" that the rows stand in, and as far as the file says, "epoch", "val_result" of the authors' run and
         "classes", their number.
@@ -315,13 +315,15 @@ def _mmrl(path: File, state: State) -> Found:
             "as they are cannot say this. Files of MMRL are imported."
         )
     tokens = _tensor(path, state, stem, 2)
-    method = {"compound_rep_tokens": tokens, "proj_rep": _tensor(path, state, "image_encoder.proj_rep", 2)}
+    method = {"shared_tokens": tokens, "projection": _tensor(path, state, "image_encoder.proj_rep", 2)}
+    counts = []
     rows: dict[Site, Tensor] = {}
     for tower, part in (("image", "_r2vproj"), ("text", "_r2tproj")):
         keys = _numbered(path, state, f"{stem}{part}.", ".weight", 0)
         blocks = {
             key.removeprefix(BLOCKS[tower]).split(".")[0] for key in state if key.startswith(BLOCKS[tower])
         }
+        counts.append(len(keys))
         depth = len(blocks) or 12  # of ViT-B/16, where the file holds no CLIP
         if not 1 <= len(keys) <= depth:
             raise ValueError(
@@ -330,10 +332,12 @@ def _mmrl(path: File, state: State) -> Found:
         for i, key in enumerate(keys):
             layer = key.removesuffix(".weight")
             rows[Site(tower, str(depth - len(keys) + i), "prefix")] = _map(path, state, layer, tokens)
-            kept = layer.removeprefix("representation_learner.")
-            method |= {f"{kept}.{p}": state[f"{layer}.{p}"].float() for p in ("weight", "bias")}
-    layers = [int(site.stage) for site in rows if site.tower == "image"]
-    options = {"length": len(tokens), "layers": f"{layers[0]}..{layers[-1]}"}
+            method |= {f"to_{tower}.{i}.{p}": state[f"{layer}.{p}"].float() for p in ("weight", "bias")}
+    if counts[0] != counts[1]:
+        raise ValueError(
+            f"{path} maps its tokens into {counts[0]} layers of one tower and {counts[1]} of the other."
+        )
+    options = {"length": len(tokens), "layers": counts[0], "shared": tokens.shape[1]}
     about = {"sentence": f"{WORDS} {{}}."}
     return Found(rows=rows, method=method, method_name="mmrl", options=options, about=about)
 
@@ -367,5 +371,5 @@ def _say(path: File, found: Found, sentence: str) -> None:
         found["options"]["place"] = (
             "end" if SLOT[:-1] not in behind else "middle" if SLOT[:-1] in before else "front"
         )
-    elif found["method_name"] == "clip-vpt":
+    elif found["method_name"] in ("clip-vpt", "mmrl"):
         found["options"]["template"] = sentence
