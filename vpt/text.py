@@ -144,9 +144,14 @@ def _groups(sentences: Sequence[Sentence], size: int) -> Iterator[Sequence[Sente
         yield sentences[start:]
 
 
+def _tokens(s: Stream) -> int:
+    """Of a stream of ids, or of one that stopped further up."""
+    return s.x.shape[0] * s.x.shape[1]
+
+
 def _graph(tower: Tower, streams: Sequence[Stream], sets: int) -> int:
     """Bytes that backward through all of it would keep."""
-    tokens = sum(s.x.numel() for s in streams) * sets
+    tokens = sum(_tokens(s) for s in streams) * sets
     return tokens * tower.depth * tower.width * KEPT * 4
 
 
@@ -174,7 +179,7 @@ def encode_text(
     parts = []
     for s in streams:
         run = partial(_one, tower, s, live)
-        chunk = sets if sets is None else max(1, PASS // s.x.numel())
+        chunk = sets if sets is None else max(1, PASS // _tokens(s))
         chunks = [
             checkpoint(run, some, use_reentrant=False) if recompute and grad else run(some)
             for some in _sets(own, sets, chunk)

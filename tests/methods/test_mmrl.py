@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vpt import text as text_module
 from vpt.encode import encode, tap
 from vpt.methods.mmrl import MMRL
 from vpt.prompt import Site
@@ -133,6 +134,51 @@ def test_frozen_features_are_made_for_training_alone(
     assert passes.count(True) == 0
     made.train().see(images)
     assert passes.count(True) == 1
+
+
+def test_blocks_below_the_rows_read_the_names_once(
+    made: Learner, tiny_clip: Backbone, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block: Any = tiny_clip.text.model
+    passes: list[int] = []
+    lowest = block.transformer.resblocks[0]
+    handle = lowest.register_forward_hook(lambda *_: passes.append(1))
+    made.train()
+    made.taught()  # the frozen features of the names need it too
+    passes.clear()
+    with torch.inference_mode():
+        made.see(images)
+    first = made.see(images)
+    for _ in range(2):
+        again = made.see(images)
+    handle.remove()
+    assert len(passes) == 1
+    assert first.text is not None
+    assert again.text is not None
+    assert torch.equal(first.text, again.text)
+    first.text.sum().backward()
+    assert made.method.shared_tokens.grad.abs().sum() > 0  # type: ignore[operator,union-attr]
+    kept = made._kept["below"]
+    monkeypatch.setattr(text_module, "GRAPH", 0)
+    own = {s: r for s, r in made.method(made.context()).items() if s.tower == "text"}
+    both = [kept[0], kept[0]]  # several streams, each computed anew in backward
+    twice = encode_text(tiny_clip.text, both, own)
+    torch.testing.assert_close(twice[: len(NAMES)], first.text)
+    assert text_module._graph(tiny_clip.text, kept, 1) == text_module._graph(
+        tiny_clip.text, made.streams(), 1
+    )
+
+
+def test_the_last_block_works_for_what_is_read(made: Learner, tiny_clip: Backbone, images: Tensor) -> None:
+    """The class token and the rows; the patches are keys and values there."""
+    v: Any = tiny_clip.image.model
+    lengths: list[int] = []
+    handle = v.transformer.resblocks[-1].mlp.register_forward_hook(
+        lambda m, x, y: lengths.append(x[0].shape[1])
+    )
+    made.eval().see(images)
+    handle.remove()
+    assert lengths == [1 + 3]
 
 
 def test_what_cannot_be_is_refused(tiny_clip: Backbone) -> None:

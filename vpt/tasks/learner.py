@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -161,9 +162,15 @@ class Learner(nn.Module):
 
     def _read_back(self, inputs: Tensor | Stream, rows: Rows) -> Seen:
         """The image feature with the outputs of rows beside it."""
-        s = advance(self.tower, inputs, rows, "normed")
-        read = {slot: s.x[:, s.places[slot][0]] for slot in self.method.reads}
-        return Seen(encode(self.tower, s), read=read)
+        tower, reads = self.tower, self.method.reads
+        mine = [r.shape[-2] for site, r in rows.items() if site.tower == tower.name and site.slot == "prefix"]
+        if reads != ("prefix",) or not mine or not isinstance(tower.reads, int) or tower.reads > tower.prefix:
+            s = advance(tower, inputs, rows, "normed")
+            return Seen(encode(tower, s), read={slot: s.x[:, s.places[slot][0]] for slot in reads})
+        # rows stand right behind what pooling reads: the last block works for these leading tokens alone
+        lead = replace(tower, reads=tower.prefix + mine[0], reads_rows=True)
+        s = advance(lead, inputs, rows, "normed", trim=True)
+        return Seen(encode(tower, s), read={"prefix": s.x[:, tower.prefix :]})
 
     def forward(self, inputs: Tensor | Stream) -> Tensor:
         """Logits [batch, K]."""
@@ -179,13 +186,26 @@ class Learner(nn.Module):
         learns = text.learns_from is not None or any(s.tower == text.name for s in rows)
         if learns and (self.training or self.method.per_sample or torch.is_grad_enabled()):
             sets = batch if self.method.per_sample else None
-            return encode_text(text, self.streams(), rows, sets=sets)
+            return encode_text(text, self._below(rows), rows, sets=sets)
         if "texts" not in self._kept:
             with torch.no_grad():
                 own = self.method.texts(self.say(self.classes))
                 own = encode_text(text, self.streams(), rows) if own is None else own
                 self._kept["texts"] = own.to(self.tower.device)
         return self._kept["texts"]
+
+    def _below(self, rows: Rows) -> list[Stream]:
+        """The class sentences as the first block that sees rows reads them: below it nothing changes."""
+        text = self.towers[1]
+        assert text is not None
+        low = first(text, rows)
+        if not low.isdigit() or low == "0":  # there is nothing to save
+            return self.streams()
+        if "below" not in self._kept:
+            # made while predicting, they serve training too
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept["below"] = [advance(text, s, {}, low) for s in self.streams()]
+        return self._kept["below"]
 
     def layout(self) -> str:
         """How the class sentences are read, in a sentence; empty for a method with a head."""
