@@ -86,7 +86,8 @@ class Tuned:
         """What predicts: the rows as they are, or the method that they came from where it is kept as a whole."""
         prompts, about = self.prompts, self.prompts.about
         head = about.get("head") or {}
-        whole = about.get("kind") == "baseline" or prompts.method or prompts.weights
+        baseline = about.get("kind") == "baseline" and not prompts.rows  # random rows are kept as rows
+        whole = baseline or prompts.method or prompts.weights
         if whole:
             made = about["method"]
             method = build_method(made["name"], self.backbone, made["options"], classes=len(self.classes))
