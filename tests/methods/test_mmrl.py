@@ -1,5 +1,6 @@
 """MMRL against a loop over open_clip's own modules written by hand, and the slot that a causal tower opens."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from vpt.encode import encode, tap
 from vpt.methods.mmrl import MMRL
 from vpt.prompt import Site
 from vpt.tasks.learner import Learner, build_method
+from vpt.tasks.tune import tune
 from vpt.tasks.tuned import load_prompts
 from vpt.text import encode_text, lay
 from vpt.towers.backbone import Backbone
 
 NAMES = ("red_square", "green circle", "blue star 3", "car")
-OPTIONS = {"length": 3, "layers": 2, "shared": 20}
+OPTIONS: dict[str, Any] = {"length": 3, "layers": 2, "shared": 20}
 
 
 @pytest.fixture
@@ -134,6 +136,18 @@ def test_frozen_features_are_made_for_training_alone(
     assert passes.count(True) == 0
     made.train().see(images)
     assert passes.count(True) == 1
+
+
+def test_it_trains_from_stored_streams_as_from_pictures(
+    tiny_clip: Backbone, paint: Callable[..., Path], tmp_path: Path
+) -> None:
+    data = paint(tmp_path, {"train": 4, "val": 1, "test": 4}, noise=30)
+    recipe = {"epochs": 6, "lr": 0.01, "batch_size": 6, "device": "cpu", "progress": False}
+    recipe |= {"precision": "float32", **OPTIONS}
+    stored, fresh = (tune(tiny_clip, str(data), "mmrl", store=where, **recipe) for where in ("memory", "off"))
+    assert {m["name"]: m["value"] for m in stored.metrics if m["split"] == "test"}["top1"] > 0.8
+    for key, value in stored.prompts.method.items():
+        torch.testing.assert_close(fresh.prompts.method[key], value, rtol=0, atol=1e-4)
 
 
 def test_blocks_below_the_rows_read_the_names_once(
