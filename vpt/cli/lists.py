@@ -18,10 +18,18 @@ def run(command: str, argv: list[str]) -> None:
         parser.add_argument("--all", action="store_true", help="every architecture, with weights or without")
     args = parser.parse_args(argv)
     if command == "methods":
-        for name, entry in METHODS.items():
-            kind = "baseline" if entry.baseline else entry.sites
-            paper = f"arXiv {entry.paper}" if entry.paper else ""
-            print(f"{name:<14}{kind:<20}{paper:<18}{entry.summary}")
+        rows = [
+            (
+                name,
+                "baseline" if e.baseline else e.sites.replace(" ", " + "),
+                e.paper and f"arXiv {e.paper}",
+                e.summary,
+            )
+            for name, e in METHODS.items()
+        ]
+        widths = [max(len(row[i]) for row in rows) + 2 for i in range(3)]
+        for row in rows:
+            print("".join(cell.ljust(w) for cell, w in zip(row, widths, strict=False)) + row[3])
         return
     import open_clip
     import timm
