@@ -34,7 +34,7 @@ class Budget:
     """What every method gets: pictures a class, passes over them, pictures a step, seeds."""
 
     shots: int = 10
-    epochs: int = 6
+    epochs: int = 5
     batch_size: int = 10
     seeds: Sequence[int] = (1, 2, 3)
 
