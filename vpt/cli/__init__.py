@@ -12,6 +12,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "fit": ("vpt.cli.fit", "train a prompt (or a baseline) on your pictures and measure it"),
     "compare": ("vpt.cli.compare", "train several methods on the same split and print one table"),
+    "table": ("vpt.cli.table", "few-shot, base-to-novel, cross-dataset, .. tables over data sets and seeds"),
     "predict": ("vpt.cli.use", "name the classes of pictures with a prompt file"),
     "validate": ("vpt.cli.use", "measure a prompt file on the val split of a data set"),
     "test": ("vpt.cli.use", "measure a prompt file on the test split of a data set"),
@@ -78,7 +79,7 @@ def _run(argv: list[str]) -> int:
     except RuntimeError as error:
         return _say(error, 1)
     except KeyboardInterrupt:
-        goes_on = command in ("fit", "compare") or (command == "test-time" and "--out" in argv)
+        goes_on = command in ("fit", "compare", "table") or (command == "test-time" and "--out" in argv)
         more = " The same command goes on where it stopped." if goes_on else ""
         print(f"\nvpt: stopped.{more}", file=sys.stderr)
         return 130

@@ -6,12 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from vpt.cli.config import MAIN, checked, rates, read_yaml
+from vpt.cli.plan import plan_of
 
 __all__ = ["run"]
 
 KEYS = ("model", "data", "task", "seeds", "search", "methods")
-SEARCHES = ("every seed", "first seed")  # on which learning rates are chosen
 
 
 def run(command: str, argv: list[str]) -> None:
@@ -27,10 +26,10 @@ def run(command: str, argv: list[str]) -> None:
     from vpt.tasks.device import Machine
     from vpt.tasks.task import Recipe
     from vpt.towers.load import load
-    from vpt.workflow.compare import HEADER, cells, compare, markdown, summarise, to_csv
+    from vpt.workflow.compare import HEADER, Candidate, cells, compare, markdown, summarise, to_csv
 
     console = Console()
-    recipe, candidates = Recipe(**plan["task"]), _candidates(plan)
+    recipe, candidates = Recipe(**plan["task"]), [Candidate(*m.values()) for m in plan["methods"]]
     machine = Machine(device=args.device, precision=args.precision, progress=console.is_terminal)
     model = dict(plan["model"])
     results = compare(
@@ -86,86 +85,13 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 def _plan(args: argparse.Namespace) -> dict[str, Any]:
-    """The YAML file with the options over it, every method's part checked; lists of task are tuples."""
-    where = args.config or "vpt compare"
-    plan: dict[str, Any] = read_yaml(args.config) if args.config else {}
-    if wrong := plan.keys() - set(KEYS):
-        raise ValueError(
-            f"{where} has the key {', '.join(sorted(map(str, wrong)))}. There are {', '.join(KEYS)}."
-        )
-    for key in ("model", "data", "task"):
-        value = plan.get(key) or {}
-        plan[key] = {MAIN[key]: value} if isinstance(value, str) else dict(value)
+    """The YAML file with the options over it, every method's part checked."""
     typed = {
         "model": {"name": args.model},
         "data": {"path": args.data, "shots": args.shots},
         "task": {"epochs": args.epochs, "lr": args.lr},
     }
-    for key, options in typed.items():
-        plan[key] |= {k: v for k, v in options.items() if v is not None}
-    plan["methods"] = args.methods.split(",") if args.methods else plan.get("methods") or []
-    plan["methods"] = [_entry(entry, where) for entry in plan["methods"]]
-    for name in typed[
-        "task"
-    ]:  # an option holds for all methods, also for those that say otherwise in the file
-        for entry in plan["methods"] if typed["task"][name] is not None else []:
-            entry["task"].pop(name, None)
-    plan["seeds"] = _seeds(args.seeds.split(",") if args.seeds else plan.get("seeds", [1, 2, 3]), where)
-    plan["search"] = SEARCHES[1] if args.search_once else plan.get("search", SEARCHES[0])
-    if plan["search"] not in SEARCHES:
-        raise ValueError(f"{where}: search is {plan['search']!r}, wanted {' or '.join(SEARCHES)}.")
+    plan, _ = plan_of("compare", args, typed, KEYS)
     if not plan["data"].get("path") or not plan["methods"]:
         raise ValueError("vpt compare needs --data and --methods, or a --config that names both.")
-    if "seed" in plan["data"]:
-        raise ValueError(f"{where}: the seeds of a comparison are given as seeds: [1, 2, 3], not in data.")
-    return _checked(plan, where)
-
-
-def _entry(entry: Any, where: str) -> dict[str, Any]:
-    """One of ``methods``: a name, or a mapping of name, label, options and task."""
-    entry = {"name": entry} if isinstance(entry, str) else entry
-    if (
-        not isinstance(entry, dict)
-        or "name" not in entry
-        or entry.keys() - {"name", "label", "options", "task"}
-    ):
-        raise ValueError(f"{where}: a method is a name or has name, label, options and task; got {entry!r}.")
-    return {
-        "name": entry["name"],
-        "label": entry.get("label") or "",
-        "options": dict(entry.get("options") or {}),
-        "task": dict(entry.get("task") or {}),
-    }
-
-
-def _seeds(given: Any, where: str) -> list[int]:
-    try:
-        seeds = [int(s) for s in given]
-    except (TypeError, ValueError):
-        seeds = []
-    if not seeds:
-        raise ValueError(f"{where}: seeds are {given!r}, wanted whole numbers such as 1,2,3.")
-    return seeds
-
-
-def _checked(plan: dict[str, Any], where: str) -> dict[str, Any]:
-    """The plan with its values as ``vpt fit`` reads them; refuses what the data or a method do not know."""
-
-    def read(**sections: Any) -> Any:
-        if "lr" in sections["task"]:
-            sections["task"] = {**sections["task"], "lr": rates(sections["task"]["lr"])}
-        return checked("compare", {"data": plan["data"], **sections}, where)
-
-    for entry in plan["methods"]:
-        found = read(task=entry["task"], method={"name": entry["name"], **entry["options"]})
-        entry["options"] = {k: found.method[k] for k in entry["options"]}
-        entry["task"] = {k: found.task[k] for k in entry["task"]}
-    found = read(task=plan["task"], model=plan["model"])
-    kept = {room: {k: found[room][k] for k in plan[room]} for room in ("task", "data", "model")}
-    return {**plan, **kept, "model": {**kept["model"], "name": found.model.name}}
-
-
-def _candidates(plan: dict[str, Any]) -> list[Any]:
-    from vpt.workflow.compare import Candidate
-
-    return [Candidate(m["name"], m["label"], m["options"], m["task"]) for m in plan["methods"]]
+    return plan

@@ -79,6 +79,7 @@ def quiet() -> Iterator[None]:
             "set_vital",
             "LeafSpec",
             "in eval mode",
+            "have no `val_dataloader`",
         ):
             warnings.filterwarnings("ignore", f".*{text}.*")
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # out is meant to be gone on with

@@ -24,6 +24,7 @@ __all__ = [
     "Look",
     "Shown",
     "accuracies",
+    "bare",
     "confusion",
     "curves",
     "glances",
@@ -98,7 +99,8 @@ def _figure(height: float) -> Figure:
     return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
-def _bare(axes: Axes) -> None:
+def bare(axes: Axes) -> None:
+    """Take the frame away where no axis is."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
 
@@ -122,7 +124,7 @@ def accuracies(found: Mapping[str, Sequence[float]], base: str, look: Look) -> F
     axes.set_axisbelow(True)
     axes.set_xlabel("test accuracy, %")
     axes.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 1.16), fontsize=8, borderpad=0)
-    _bare(axes)
+    bare(axes)
     return figure
 
 
@@ -142,7 +144,7 @@ def curves(histories: Mapping[str, Sequence[Sequence[float]]], look: Look) -> Fi
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(color=look.faint, lw=0.5)
     axes.set_axisbelow(True)
-    _bare(axes)
+    bare(axes)
     figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=8, handlelength=3.2)
     return figure
 
