@@ -150,6 +150,7 @@ class ImageData(L.LightningDataModule):
             make(self._preprocess),
             len(self.classes) if self.multilabel else None,
             augmented=augmented and self.augment != "none",
+            augment=self.augment,
             views=self.views,
             seed=self.seed,
         )

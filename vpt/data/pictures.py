@@ -32,6 +32,11 @@ class Decoded:
         self._source, self._left = source, budget
         self._kept: dict[str, np.ndarray] = {}
 
+    @property
+    def source_name(self) -> str:
+        """Name of the source."""
+        return self._source.name
+
     def encoded(self, item: Item) -> bytes | Image.Image:
         """What the source holds. Raises UnreadableImage where it cannot be read at all."""
         try:
@@ -129,15 +134,25 @@ class Pictures(Dataset[dict[str, Any]]):
         classes: int | None = None,
         *,
         augmented: bool = False,
+        augment: Augment = "none",
         views: int = 0,
         seed: int = 0,
     ):
         """classes: number of classes for multi-hot labels; None for single labels."""
         self.items, self._decoded, self._transform, self._classes = items, decoded, transform, classes
-        self._augmented, self._views, self._seed = augmented, views, seed
+        self._augmented, self.augment, self._views, self._seed = augmented, augment, views, seed
 
     def __len__(self) -> int:
         return len(self.items)
+
+    @property
+    def source(self) -> str:
+        """Name of where the pictures come from."""
+        return self._decoded.source_name
+
+    def view_name(self, view: int) -> str:
+        """What the view of a picture depends on besides the picture."""
+        return f"{self.augment}/{self._seed}/{view}" if self._augmented else "as for evaluation"
 
     def __getitem__(self, place: int | Place) -> dict[str, Any]:
         epoch, index = place if isinstance(place, tuple) else (0, place)
@@ -156,6 +171,10 @@ class Pictures(Dataset[dict[str, Any]]):
         return Pictures(
             self.items, self._decoded, transform, self._classes, augmented=True, views=1, seed=self._seed
         )
+
+    def facts(self) -> list[dict[str, Any]]:
+        """Label, index and key of every picture, without reading it."""
+        return [{"label": self._label(t), "index": i, "key": t.key} for i, t in enumerate(self.items)]
 
     def _label(self, item: Item) -> int | Tensor:
         if not isinstance(item.label, tuple):

@@ -27,6 +27,7 @@ class Machine:
     out: folder for the prompt file, logs and checkpoints; None keeps everything in memory.
     device: auto, cpu, cuda, cuda:N, mps.  precision: auto, float32, bf16.
     progress: show bars and what was found.  resume: go on where a killed run in ``out`` stopped.
+    cache: folder where static parts of pictures (features of a tower without rows) are kept for other runs too.
     checkpoint_every: steps between checkpoints.  trainer: further options of Lightning's Trainer (devices, strategy).
     """
 
@@ -35,6 +36,7 @@ class Machine:
     precision: str = "auto"
     progress: bool = True
     resume: bool = True
+    cache: str | None = None
     checkpoint_every: int = 50
     trainer: Mapping[str, Any] | None = None
 

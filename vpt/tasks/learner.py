@@ -257,6 +257,15 @@ class Learner(nn.Module):
         self._kept.pop("texts", None)
         return self
 
+    def learns(self) -> str:
+        """How many numbers learn where, in words."""
+        counts: dict[str, int] = {}
+        for name, p in self.named_parameters():
+            if p.requires_grad:
+                room = {"head": "head", "network": "network"}.get(name.split(".")[0], "rows")
+                counts[room] = counts.get(room, 0) + p.numel()
+        return ", ".join(f"{room} {n:,}" for room, n in counts.items()) or "nothing by gradient"
+
     def learned(self) -> dict[str, Tensor]:
         """What a checkpoint keeps: parameters that learn, and the method's and head's own state."""
         grads = {name for name, p in self.named_parameters() if p.requires_grad}

@@ -29,6 +29,7 @@ from vpt.promptset import PromptSet, write_atomically
 from vpt.tasks.callbacks import LastGood, StepTime, quiet
 from vpt.tasks.device import Machine, PeakMemory, autocast, resolve_device, resolve_precision
 from vpt.tasks.learner import Learner, build_method
+from vpt.tasks.measure import measure, shelves_of
 from vpt.tasks.store import Stored, fill
 from vpt.tasks.task import Diverged, PromptTask, Recipe
 from vpt.tasks.tuned import Tuned
@@ -228,17 +229,10 @@ class Run:
         return made
 
     def _say_what_learns(self, learner: Learner) -> None:
-        counts: dict[str, int] = {}
-        for name, p in learner.named_parameters():
-            if p.requires_grad:
-                room = {"head": "head", "network": "network"}.get(name.split(".")[0], "rows")
-                counts[room] = counts.get(room, 0) + p.numel()
-        told = ", ".join(f"{room} {n:,}" for room, n in counts.items()) or "nothing by gradient"
         models = [t.model for t in learner.frozen if t is not None]
-        frozen = sum(p.numel() for model in models for p in model.parameters())
-        self.console.print(
-            f"{self.method} on {self.backbone.name} ({frozen / 1e6:.1f} M frozen) learns: {told}"
-        )
+        frozen = sum(p.numel() for model in models for p in model.parameters()) / 1e6
+        name = f"{self.method} on {self.backbone.name} ({frozen:.1f} M frozen)"
+        self.console.print(f"{name} learns: {learner.learns()}")
         if learner.method.named:
             self.console.print(learner.layout())
 
@@ -261,6 +255,7 @@ class Run:
             folder=self.out,
             name=split,
             pooled=learner.method.needs and split == "train",
+            shelves=shelves_of(self.backbone, self.machine.cache, self.precision, pictures.source),
             around=partial(autocast, self.device, self.precision),
             track=bar if self.machine.progress else iter,
         )
@@ -272,7 +267,8 @@ class Run:
         for split in ("train", "val"):
             views = learner.method.views if split == "train" and self.data.augment != "none" else 0
             pictures = self.data.pictures(split, augmented=views > 0)
-            stored = fill(learner.tower, "pooled", pictures, max(views, 1), where="memory")
+            shelves = shelves_of(self.backbone, self.machine.cache, self.precision, pictures.source)
+            stored = fill(learner.tower, "pooled", pictures, max(views, 1), where="memory", shelves=shelves)
             assert stored is not None
             parts[split] = (stored.x.mean(0), torch.tensor([fact["label"] for fact in stored.facts]))
         return learner.method.solve(*parts["train"], parts["val"], learner.head, learner.taught())
@@ -388,10 +384,13 @@ class Run:
     def _measure(self, tuned: Tuned) -> Tuned:
         """Val and test metrics into the label; every number with its split, count and seed."""
         counts = self.data.protocol()["counts"]
-        for split, loader in (("val", self.data.val_dataloader()), ("test", self.data.test_dataloader())):
+        for split in ("val", "test"):
             if counts.get(split):
-                told = track(loader, f"measuring on {split}", console=self.console, transient=True)
-                found = tuned.evaluate(told if self.machine.progress else loader)
+                bar = partial(
+                    track, description=f"measuring on {split}", console=self.console, transient=True
+                )
+                shown = bar if self.machine.progress else iter
+                found = measure(tuned, self.data, split, cache=self.machine.cache, track=shown)
                 tuned.prompts.about["metrics"] += [
                     {"name": n, "value": v, "split": split, "count": counts[split], "seed": self.data.seed}
                     for n, v in found.metrics.items()

@@ -21,8 +21,9 @@ from vpt.objectives.classify import Classify
 from vpt.promptset import PromptSet
 from vpt.tasks.device import autocast, resolve_device
 from vpt.tasks.learner import Learner, build_method
+from vpt.tasks.store import inputs_of
 from vpt.text import encode_text, lay
-from vpt.tower import Tower
+from vpt.tower import Stream, Tower
 from vpt.towers.backbone import Backbone
 from vpt.towers.load import load
 from vpt.towers.tokens import PLACEHOLDER, readable
@@ -186,8 +187,8 @@ class Tuned:
         return Tuned(self.backbone, prompts, precision=self.precision)
 
     @torch.inference_mode()
-    def logits(self, images: Tensor) -> Tensor:
-        """Class logits [batch, K] of preprocessed pictures."""
+    def logits(self, images: Tensor | Stream) -> Tensor:
+        """Class logits [batch, K] of preprocessed pictures, or of streams that stopped below the first rows."""
         with autocast(self.device, self.precision):
             return self.learner(images.to(self.device)).float()
 
@@ -216,13 +217,16 @@ class Tuned:
                 found.append(Prediction(path, self.classes[places[0]], values[0], named))
         return found
 
-    def evaluate(self, batches: Iterable[Mapping[str, Any]]) -> Evaluation:
-        """Metrics over batches of {"image", "label", "key"}; synchronised when several processes share them."""
+    def evaluate(self, batches: Iterable[Mapping[str, Any]], frame: Stream | None = None) -> Evaluation:
+        """Metrics over batches of {"image", "label", "key"}; synchronised when several processes share them.
+
+        frame: the rest of stored streams, where batches hold these in place of pictures (:mod:`vpt.tasks.store`).
+        """
         objective = self.objective
         metrics = objective.metrics()
         scores, labels, keys = [], [], []
         for batch in batches:
-            scores.append(objective.scores(self.logits(batch["image"])).cpu())
+            scores.append(objective.scores(self.logits(inputs_of(batch, frame))).cpu())
             labels.append(objective.targets(batch))
             keys += list(batch["key"])
             metrics.update(scores[-1], labels[-1])

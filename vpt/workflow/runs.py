@@ -14,6 +14,7 @@ from vpt.data.module import ImageData
 from vpt.methods import METHODS
 from vpt.promptset import write_atomically
 from vpt.tasks.device import Machine
+from vpt.tasks.measure import measure
 from vpt.tasks.task import Recipe
 from vpt.tasks.tune import fit
 from vpt.tasks.tuned import Tuned, load_prompts
@@ -81,6 +82,8 @@ class Runs:
         told: Callable[[str], None] = lambda _: None,
         seen: Callable[[Tuned, Result], None] = lambda *_: None,
     ) -> None:
+        # what several runs ask of a picture is computed once
+        machine = replace(machine, cache=machine.cache or str(Path(out) / "static"))
         self.backbone, self.out, self.machine, self.told, self.seen = backbone, Path(out), machine, told, seen
         self.file = self.out / "results.json"
         kept = [Result(**r) for r in json.loads(self.file.read_text())] if self.file.is_file() else []
@@ -137,7 +140,7 @@ class Runs:
                 measured: dict[str, Any] = {"why": f"it has {rows} for the classes that it was trained on"}
             else:
                 self.told(f"{run.name}, seed {run.seed}: {name}")
-                metrics = tuned.evaluate(module.test_dataloader()).metrics
+                metrics = measure(tuned, module, "test", cache=self.machine.cache).metrics
                 measured = {**metrics, "count": module.protocol()["counts"]["test"]}
             kept = self.done[key]
             self._keep(replace(kept, beside={**kept.beside, name: {**measured, "of": facts}}))

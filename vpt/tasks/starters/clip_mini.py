@@ -46,12 +46,12 @@ __all__ = ["Recipe", "held_out_emoji", "main", "paired_scenes", "start", "train"
 class Recipe(NamedTuple):
     """What the committed weights were made with."""
 
-    text_steps: int = 1200
+    text_steps: int = 550
     text_lr: float = 2e-3
-    steps: int = 800
+    steps: int = 450
     projection_lr: float = 1e-3
     block_lr: float = 4e-4
-    joint_text_lr: float = 3e-4
+    joint_text_lr: float = 1.5e-3
     tiny_views: int = 1
     other_views: int = 3  # of emoji and captioned pictures
     scenes: int = 20_000
@@ -61,12 +61,12 @@ class Recipe(NamedTuple):
 class Shares(NamedTuple):
     """What one step of joint training sees."""
 
-    tiny: int = 192
-    emoji: int = 48
-    flickr: int = 48
-    scenes: int = 96
-    names: int = 96  # read by the text tower as before
-    sentences: int = 32
+    tiny: int = 96
+    emoji: int = 32
+    flickr: int = 32
+    scenes: int = 64
+    names: int = 160  # read by the text tower as before
+    sentences: int = 40
 
 
 SHARES, TEXT_SHARES = Shares(), Shares(names=160, sentences=64, scenes=48)

@@ -41,7 +41,7 @@ FILLED = 0.15  # of the names stand behind, before or between words that say not
 FILL = 16  # of such words at most
 COMMON = 4000  # ids below this are common words
 LONGEST = 48  # tokens that are read in training
-TOGETHER = 64  # sentences of like length in one pass
+TOGETHER = 128  # sentences of like length in one pass
 SCALE = 20.0  # of cosines, before every softmax; the model keeps it as its logit scale
 MEANING = 0.5  # weight of what a name means beside the name itself
 

@@ -81,6 +81,8 @@ def collect(data: Path, words: Iterable[str]) -> Corpus:
 
     words: those that the teacher knows by themselves; names among them are read anyway.
     """
+    words = list(words)
+    english = set(words)
     common = set((files("timm.data") / "_info" / "imagenet_synsets.txt").read_text().split())
     groups: dict[str, list[int]] = defaultdict(list)
     weights: dict[str, float] = {}
@@ -93,7 +95,9 @@ def collect(data: Path, words: Iterable[str]) -> Corpus:
         for i, name in enumerate(names):
             if definition:
                 groups[name].append(len(definitions))
-            add(name, (4.0 if wnid in common else 1.0) / (1 + i))  # the first name is the usual one
+            plain = set(re.findall(r"\w+", name)) <= english  # a name in Latin is seldom asked for
+            weight = 4.0 if wnid in common else 1.0 if plain else 0.2
+            add(name, weight / (1 + i))  # the first name is the usual one
         if definition:
             definitions.append(definition)
     for name, *keywords in emoji_names(f"{data}/emoji"):

@@ -1,0 +1,89 @@
+"""Static parts of pictures on disk, by picture and view: what one run has computed, others read.
+
+A picture's un-prompted features, or its tokens below the first prompted stage, follow from the frozen weights, the
+preprocessing and the view. Tables of methods, seeds and halves of classes ask for the same pictures again and again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vpt.promptset import write_atomically
+
+__all__ = ["Shelf"]
+
+WORTH = 64 * 1024  # bytes of a picture's static part: above it, patches are read faster than they are kept
+
+
+class Shelf:
+    """One tensor a picture and view, all of one shape.
+
+    folder: of all shelves.  about: what the tensors follow from besides picture and view (fingerprint, stage,
+    precision, source); a shelf of its own for each.
+    """
+
+    def __init__(self, folder: str | Path, about: Sequence[object]) -> None:
+        name = hashlib.sha256(json.dumps([str(a) for a in about]).encode()).hexdigest()[:16]
+        self.data, self.index = Path(folder) / f"{name}.bin", Path(folder) / f"{name}.json"
+        self.keys: dict[str, int] = {}
+        self.shape: tuple[int, ...] = ()
+        self.dtype = torch.float32
+        if self.index.is_file():
+            kept = json.loads(self.index.read_text())
+            self.shape, self.dtype = tuple(kept["shape"]), getattr(torch, kept["dtype"])
+            self.keys = {key: i for i, key in enumerate(kept["keys"])}
+
+    @property
+    def size(self) -> int:
+        """Bytes of one tensor."""
+        return self.dtype.itemsize * torch.Size(self.shape).numel()
+
+    def takes(self, one: Tensor) -> bool:
+        """Whether tensors of this kind are worth keeping."""
+        return one.numel() * one.dtype.itemsize <= WORTH
+
+    def missing(self, keys: Sequence[str]) -> list[int]:
+        """Which of these are not here."""
+        return [i for i, key in enumerate(keys) if key not in self.keys]
+
+    def read(self, keys: Sequence[str]) -> Tensor:
+        """[n, ...] of keys that are all here."""
+        every = torch.from_file(
+            str(self.data),
+            shared=False,
+            size=len(self.keys) * torch.Size(self.shape).numel(),
+            dtype=self.dtype,
+        )
+        return every.view(len(self.keys), *self.shape)[[self.keys[key] for key in keys]]
+
+    def add(self, keys: Sequence[str], tensors: Tensor) -> None:
+        """Append tensors [n, ...]; the index is written last, so what a kill leaves half written is not read."""
+        self.shape, self.dtype = tuple(tensors.shape[1:]), tensors.dtype
+        self.data.parent.mkdir(parents=True, exist_ok=True)
+        with self.data.open("r+b" if self.data.exists() else "w+b") as file:
+            file.truncate(len(self.keys) * self.size)
+            file.seek(0, 2)
+            file.write(tensors.contiguous().view(torch.uint8).numpy().tobytes())
+        for key in keys:
+            self.keys[key] = len(self.keys)
+        about = {
+            "shape": self.shape,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "keys": list(self.keys),
+        }
+        write_atomically(self.index, json.dumps(about).encode())
+
+
+def name_of(pictures: Any, index: int, view: int) -> str:
+    """What a picture and view are called on a shelf: other bytes under the same name are another picture."""
+    item = pictures.items[index]
+    stat = Path(item.file).stat() if item.file else None
+    of_file = f"{stat.st_size}-{stat.st_mtime_ns}" if stat else ""
+    return f"{item.key}|{item.offset}|{of_file}|{pictures.view_name(view)}"
