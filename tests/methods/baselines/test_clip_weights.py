@@ -1,5 +1,6 @@
 """Baselines that learn weights of a CLIP: which learn, what they compute, and their files."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,23 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from open_clip.hf_model import HFTextEncoder
 from torch import Tensor, nn
+from transformers import SiglipConfig, SiglipModel, XLMRobertaConfig
 
 from vpt.encode import encode
+from vpt.methods.baselines.bias import Bias
+from vpt.methods.baselines.full import Full
+from vpt.methods.baselines.lora import LoRA
 from vpt.methods.baselines.split import SplitAttention
 from vpt.methods.baselines.weights import stage_of
+from vpt.methods.method import Method
 from vpt.tasks.learner import Learner, build_method
 from vpt.tasks.tuned import load_prompts
 from vpt.tower import Tower
 from vpt.towers.backbone import Backbone
-from vpt.towers.clip import TextPart
+from vpt.towers.clip import TextPart, open_text
+from vpt.towers.hf import open_hf
 from vpt.towers.load_clip import backbone_of
 
 NAMES = ("red square", "green circle", "star")
@@ -180,8 +188,6 @@ def test_steps_of_weights_are_where_they_are_used(clip: Backbone, images: Tensor
 
 def _unused(tower: Tower, name: str, given: Tensor) -> bool:
     assert tower.reopen is not None
-    import copy
-
     twin = tower.reopen(copy.deepcopy(tower.model))
     with torch.no_grad():
         dict(twin.model.named_parameters())[name].mul_(1.5).add_(0.1)
@@ -215,3 +221,32 @@ def test_lora_refuses_towers_without_attention() -> None:
     with pytest.raises(ValueError, match="ModifiedResNet has no attention layer qkv"):
         build_method("clip-lora", closed)
     assert learner("clip-full", closed).tower.learns_from == "input"
+
+
+def _of_transformers() -> dict[str, Tower]:
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    text = {**small, "vocab_size": 60, "max_position_embeddings": 20}
+    sigmoid = SiglipConfig(
+        text_config={**text, "projection_size": 24},
+        vision_config={**small, "image_size": 32, "patch_size": 8},
+    )
+    roberta = XLMRobertaConfig(**text, pad_token_id=1)
+    words = HFTextEncoder(
+        "x", 24, config=roberta, pooler_type="mean_pooler", proj_type="linear", pretrained=False
+    )
+    return {"siglip": open_hf(SiglipModel(sigmoid))["image"], "roberta": open_text(words)}
+
+
+@pytest.mark.parametrize("baseline", [Full, Bias, LoRA])
+def test_transformers_towers_learn_too(baseline: Callable[[Tower], Method], images: Tensor) -> None:
+    for kind, tower in _of_transformers().items():
+        given = images if kind == "siglip" else torch.tensor([[0, 5, 6, 2, 1, 1]])
+        twin = baseline(tower).learn(tower)
+        features = encode(twin, given)
+        assert torch.allclose(features, encode(tower, given), atol=1e-5)
+        features.square().sum().backward()
+        chosen = [(n, p) for n, p in twin.model.named_parameters() if p.requires_grad]
+        missing = [n for n, p in chosen if p.grad is None]
+        assert not [n for n in missing if ".pooler." not in n], "only what no feature reads"
+        assert len(chosen) >= 12
+        assert twin.learns_from == ("input" if baseline is Full else "0")

@@ -19,7 +19,8 @@ from vpt.tower import Tower
 
 __all__ = ["LoRA", "adaptable"]
 
-QKV = ("qkv", "q_proj", "k_proj", "v_proj")
+QKV = ("qkv", "q_proj", "k_proj", "v_proj", "query", "key", "value", "q", "k", "v")
+HOLDERS = ("attn", "attention", "self")  # what the attention is called, in small letters
 PROJECTIONS = {
     "qkv": QKV,
     "proj": ("proj", "out_proj", "o_proj"),
@@ -97,11 +98,7 @@ def adaptable(model: nn.Module, projections: tuple[str, ...]) -> list[str]:
     for name, module in modules.items():
         parent, _, last = name.rpartition(".")
         holder = parent.rpartition(".")[2]
-        if (
-            type(module) is not nn.Linear
-            or last not in projections
-            or not holder.endswith(("attn", "attention"))
-        ):
+        if type(module) is not nn.Linear or last not in projections or not holder.lower().endswith(HOLDERS):
             continue
         a = modules[parent]
         if (
@@ -116,6 +113,6 @@ def adaptable(model: nn.Module, projections: tuple[str, ...]) -> list[str]:
         found.append(name)
     if not found:
         raise ValueError(
-            f"{type(model).__name__} has no attention layer {' or '.join(projections)} to adapt."
+            f"{type(model).__name__} has no attention layer {' or '.join(projections[:4])} to adapt."
         )
     return found

@@ -14,7 +14,7 @@ __all__ = ["feature_names", "lowest_stage", "stage_of"]
 
 BLOCK = re.compile(r"(?:^|\.)(?:blocks|resblocks|block|layers|layer)\.(\d+)\.")
 NORMS = {"norm", "ln_post", "ln_final", "layernorm", "post_layernorm", "final_layer_norm"}
-ABOVE = {"fc_norm", "attn_pool", "proj", "head", "text_projection", "visual_projection"}
+ABOVE = {"fc_norm", "attn_pool", "proj", "head", "text_projection", "projection"}
 
 
 def feature_names(tower: Tower) -> list[str]:
@@ -36,7 +36,7 @@ def stage_of(tower: Tower, name: str) -> str:
         return "input"
     if found := BLOCK.search(name):
         return found[1]
-    parts = name.removeprefix("trunk.").split(".")
+    parts = name.removeprefix("trunk.").removeprefix("tower.").split(".")
     if parts[0] in ABOVE:
         return tower.stages[-2]
     front = parts[0].startswith(("patch_embed", "embeddings"))
