@@ -88,6 +88,45 @@ def test_every_method_trains_saves_and_predicts_the_same(
     assert all(m["count"] and m["seed"] == 1 for m in about["metrics"])
 
 
+@pytest.mark.parametrize("method", ["lp++", "tip-adapter", "tip-adapter-f"])
+def test_what_val_chooses_is_not_trained_without_val(method, tiny_clip, paint, tmp_path):
+    folder = paint(tmp_path, {"train": 2, "test": 2}, noise=40)
+    with pytest.raises(ValueError, match=r"chooses on a val split, and there is none"):
+        tune(tiny_clip, str(folder), method, val=0.0, **QUIET)
+
+
+def test_the_cache_is_searched_after_its_keys_have_learned(tiny_clip, pictures):
+    """Two rates side by side; keys are those of the chosen learner, and val chose alpha and beta."""
+    tuned = tune(tiny_clip, str(pictures), "tip-adapter-f", epochs=2, shots=4, lr=(1e-3, 1e-2), **QUIET)
+    told, kept = tuned.prompts.about["train"], tuned.prompts.method
+    assert kept["keys"].shape == (12, 16)
+    assert (kept["keys"].norm(dim=-1) - 1).abs().max() > 1e-4, "trained keys are no longer of length 1"
+    assert float(kept["beta"]) == pytest.approx(told["beta"])
+    assert float(kept["alpha"]) == pytest.approx(told["alpha"])
+    val = {m["split"]: m["value"] for m in tuned.metrics if m["name"] == "top1"}["val"]
+    assert val == pytest.approx(told["val_accuracy"], abs=1e-6)
+    assert told["parameters"] == 12 * 16
+
+
+def test_keys_are_means_over_views(tiny_clip, pictures):
+    views = {"augment": "crop", "shots": 4, **QUIET}
+    one, two = (tune(tiny_clip, str(pictures), "tip-adapter", augmented=n, **views) for n in (1, 2))
+    plain = tune(tiny_clip, str(pictures), "tip-adapter", shots=4, **QUIET)
+    keys = [t.prompts.method["keys"] for t in (one, two, plain)]
+    assert all((a - b).abs().max() > 1e-3 for a, b in ((keys[0], keys[1]), (keys[1], keys[2])))
+    assert torch.allclose(keys[1].norm(dim=-1), torch.ones(12), atol=1e-5)
+    data = ImageData(str(pictures), shots=4, augment="crop", batch_size=9)
+    data.bind(tiny_clip.preprocessing)
+    train = data.pictures("train", augmented=True)
+    features = torch.stack(
+        [
+            torch.stack([vpt.encode(tiny_clip.image, train[v, i]["image"][None])[0] for v in (0, 1)])
+            for i in range(12)
+        ]
+    ).mean(1)
+    assert torch.allclose(keys[1], torch.nn.functional.normalize(features, dim=-1), atol=1e-5)
+
+
 def test_stored_static_part_gives_the_same_prompts(backbone, pictures):
     """The saving is exact: last block prompted, streams stored in memory, on disk, or not at all."""
     options = {"layers": "2", "epochs": 3, "lr": 0.03, "length": 3, **QUIET}
