@@ -23,7 +23,7 @@ from vpt.towers.vit import tiny
 
 ROOT = Path(__file__).parents[2] / "configs"
 FILES = sorted(f for f in ROOT.rglob("*.yaml") if f.parent.name != "datasets")  # those: vpt.data.protocols
-COMMANDS = {"classify": "fit", "data": "fit", "compare": "compare"}
+COMMANDS = {"classify": "fit", "data": "fit", "compare": "compare", "table": "table few-shot"}
 NETWORK = Backbone(
     "tiny", {"image": tiny(num_classes=128)}, {}, "timm"
 )  # with a classifier, so that a map from its classes has something to map
@@ -85,6 +85,17 @@ def test_every_method_has_a_config_and_every_kind_of_data_too() -> None:
     )
     kinds = {f.stem for f in FILES if f.parent.name == "data"}
     assert kinds == {"folder", "manifest", "shards", "torchvision", "coop", "digits", "emoji", "scenes"}
+
+
+@pytest.mark.parametrize("file", **named([f for f in FILES if f.parent.name == "table"]))
+def test_a_table_builds(file: Path) -> None:
+    from vpt.cli import table
+
+    args = ["few-shot", "--config", str(file), "--data", "caltech101=unused", "--out", "unused"]
+    plan = table._plan(table._arguments().parse_args(args))
+    for entry in plan["methods"]:
+        build(entry["name"], entry["options"])
+        Recipe(**{**plan["task"], **entry["task"]})
 
 
 @pytest.mark.parametrize("file", **named([f for f in FILES if COMMANDS[f.parent.name] == "compare"]))
