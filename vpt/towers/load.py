@@ -11,7 +11,7 @@ from timm.data import resolve_data_config
 from torch import nn
 
 from vpt.towers.backbone import Backbone
-from vpt.towers.starter import STARTERS
+from vpt.towers.starter import CLIP_STARTERS, STARTERS
 from vpt.towers.vit import open_timm
 
 __all__ = ["Backbone", "load", "preprocessing_of"]
@@ -33,8 +33,8 @@ def load(
 
     name: ``timm/vit_small_patch16_224.augreg_in21k`` (any ``timm.create_model`` name; without "/" a name is
         taken for timm's), ``open_clip/ViT-B-16:openai``, ``hf/google/vit-base-patch16-224`` (a repository of
-        transformers' ViT, DINOv2, CLIP or SigLIP, or a folder), or ``starter/vit-mini``, which comes with this
-        package and needs no network.
+        transformers' ViT, DINOv2, CLIP or SigLIP, or a folder), or ``starter/vit-mini`` and ``starter/clip-mini``,
+        which come with this package and need no network.
     pretrained: False builds random weights.
     weights: a local checkpoint in place of the hub's (.safetensors, .pth, or .npz where timm reads them). Its
         classifier may have any number of classes, or be left out.
@@ -46,10 +46,15 @@ def load(
     if not rest:
         family, rest = "timm", name
     if family == "starter":
-        if rest not in STARTERS:
-            raise ValueError(f"no starter {rest!r}. There is {', '.join(STARTERS)}.")
         if weights or not pretrained or size:
             raise ValueError(f"starter/{rest} is loaded as it is: leave out weights, pretrained and size.")
+        if rest in CLIP_STARTERS:
+            from vpt.towers.load_clip import backbone_of  # open_clip takes seconds to import
+
+            clip, tokenizer, _ = CLIP_STARTERS[rest]()
+            return backbone_of(clip, name, tokenizer)
+        if rest not in STARTERS:
+            raise ValueError(f"no starter {rest!r}. There are {', '.join([*STARTERS, *CLIP_STARTERS])}.")
         model = STARTERS[rest]()
     elif family == "timm":
         model = _timm_model(rest, pretrained, weights, size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -58,13 +58,15 @@ def load_open_clip(rest: str, pretrained: bool, weights: str | None, size: int |
 
 
 def backbone_of(
-    model: nn.Module, name: str, architecture: str, options: dict[str, Any] | None = None
+    model: nn.Module, name: str, architecture: str | Callable[..., Any], options: dict[str, Any] | None = None
 ) -> Backbone:
-    """The backbone of an open_clip model that is already built; architecture: whose tokenizer it has."""
+    """The backbone of an open_clip model that is already built; architecture: whose tokenizer it has, or one."""
     towers = open_clip_model(model)
     found: Any = model
 
     def tokens() -> Any:
+        if callable(architecture):
+            return of_open_clip(architecture, towers["text"])
         try:
             return of_open_clip(open_clip.get_tokenizer(architecture), towers["text"])
         except Exception as error:
