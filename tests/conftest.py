@@ -67,7 +67,7 @@ def images() -> Tensor:
 
 @pytest.fixture(scope="session")
 def tiny_clip() -> Backbone:
-    """A CLIP of random weights, 32 px, patch 8, towers 32 and 24 wide and 3 deep, CLIP's own words. Frozen: share it."""
+    """A CLIP of random weights, 32 px, patch 8, towers 32 and 24 wide and 3 deep, CLIP's words. Frozen: share it."""
     import open_clip  # here, so that a test without it does not wait for it
 
     from vpt.towers.load_clip import backbone_of
