@@ -131,7 +131,7 @@ def test_clip_lora_has_three_updates_a_block_in_both_towers(tiny_clip: Backbone)
     attention = made.tower.model.get_submodule("transformer.resblocks.1.attn")
     assert isinstance(attention, SplitAttention)
     for linear in (attention.q_proj, attention.k_proj, attention.v_proj):
-        nn.init.normal_(linear.lora_B["default"].weight)  # type: ignore[union-attr,index,arg-type]
+        nn.init.normal_(linear.lora_B["default"].weight)  # type: ignore[union-attr,index]
     x = torch.randn(2, 5, 32)
     q, k, v = (  # the published layer: scale 1 / sqrt(2)
         by_hand(linear, x, 2**-0.5).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
@@ -224,7 +224,12 @@ def test_lora_refuses_towers_without_attention() -> None:
 
 
 def _of_transformers() -> dict[str, Tower]:
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    small: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
     text = {**small, "vocab_size": 60, "max_position_embeddings": 20}
     sigmoid = SiglipConfig(
         text_config={**text, "projection_size": 24},

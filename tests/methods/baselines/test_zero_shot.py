@@ -126,9 +126,9 @@ def test_waffle_is_the_mean_of_cosines(tiny_clip: Backbone, images: Tensor) -> N
     assert isinstance(method, Waffle)
     templates = method.sentences(NAMES)
     v = F.normalize(encode(tiny_clip.image, images), dim=-1)
-    mean = sum(
-        v @ plainly(tiny_clip, [t.replace("{}", n.replace("_", " ")) for n in NAMES]).mT for t in templates
-    ) / len(templates)
+    names = [name.replace("_", " ") for name in NAMES]
+    each = [v @ plainly(tiny_clip, [t.replace("{}", n) for n in names]).mT for t in templates]
+    mean = torch.stack(each).mean(0)
     assert torch.allclose(made(images), tiny_clip.scale * mean, atol=1e-4)
     assert made.texts().norm(dim=-1).max() < 0.9999, "the mean is not brought to length 1"
 
