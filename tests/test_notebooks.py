@@ -23,7 +23,7 @@ def outputs(notebook: Any, kind: str) -> list[str]:
 
 
 def test_there_are_notebooks() -> None:
-    assert [p.name for p in NOTEBOOKS] == ["01_classify_your_images.ipynb"]
+    assert [p.name for p in NOTEBOOKS] == ["01_classify_your_images.ipynb", "02_few_shot_with_clip.ipynb"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -35,13 +35,17 @@ def test_a_notebook_is_committed_clean(path: Path) -> None:
     assert "widgets" not in notebook.metadata
 
 
+def run(notebook: Any, folder: Path) -> str:
+    """Run it in a folder; what it printed. Raises with the cell and its error."""
+    resources = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, timeout=400, kernel_name="python3", resources=resources).execute()
+    assert not outputs(notebook, "stderr")
+    return "".join(outputs(notebook, "stdout"))
+
+
 def test_classify_your_images_runs_and_shows_what_it_says(tmp_path: Path) -> None:
     notebook = nbformat.read(NOTEBOOKS[0], as_version=4)
-    client = NotebookClient(
-        notebook, timeout=400, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
-    )
-    client.execute()  # raises with the cell and its error
-    printed = "".join(outputs(notebook, "stdout"))
+    printed = run(notebook, tmp_path)
     found = re.findall(r"^(linear probe|vpt-deep) +(\d+\.\d)% of 169", printed, re.M)
     assert [name for name, _ in found] == ["linear probe", "vpt-deep"]
     assert min(float(top1) for _, top1 in found) > 40  # chance is 10
@@ -49,4 +53,15 @@ def test_classify_your_images_runs_and_shows_what_it_says(tmp_path: Path) -> Non
     assert "runs/emoji.safetensors: " in printed
     assert len(outputs(notebook, "image/png")) == 1
     assert any("label='" in text for text in outputs(notebook, "text/plain"))
-    assert not outputs(notebook, "stderr")
+
+
+def test_few_shot_with_clip_runs_and_shows_what_it_says(tmp_path: Path) -> None:
+    notebook = nbformat.read(NOTEBOOKS[1], as_version=4)
+    printed = run(notebook, tmp_path)
+    found = dict(re.findall(r"^(.+?)  +(\d+\.\d)% of 169", printed, re.M))
+    assert found.keys() == {"one sentence", "eighty sentences", "coop", "maple", "linear probe"}
+    assert all(float(top1) > 30 for top1 in found.values())  # chance is 10
+    novel = re.findall(r"^(.+?)  +(\d+\.\d)% of 83 test pictures of the novel half", printed, re.M)
+    assert [name for name, _ in novel] == ["coop", "one sentence"]
+    assert (tmp_path / "runs" / "coop.safetensors").stat().st_size < 20_000
+    assert "'sentence': '<ctx*4> {}.'" in printed
