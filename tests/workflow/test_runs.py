@@ -1,0 +1,106 @@
+"""Runs: kept with their labels, named anew where names allow it, their data opened once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from vpt.methods import METHODS
+from vpt.promptset import PromptSet
+from vpt.tasks.device import Machine
+from vpt.tasks.learner import Learner, build_method
+from vpt.tasks.task import Recipe
+from vpt.tasks.tuned import Tuned
+from vpt.towers.backbone import Backbone
+from vpt.workflow.runs import Candidate, Result, Runs, recipe_of, renamed
+
+QUIET = Machine(progress=False, device="cpu")
+
+
+def tuned(backbone: Backbone, name: str, classes: tuple[str, ...], **options: object) -> Tuned:
+    learner = Learner(build_method(name, backbone, options, classes=len(classes)), backbone, classes)
+    kind = "baseline" if METHODS[name].baseline else "prompt set"
+    about = {"method": {"name": name, "options": options}, "classes": list(classes), "kind": kind}
+    prompts: PromptSet = learner.export(about)
+    return Tuned(backbone, prompts)
+
+
+def test_a_run_says_how_it_was_measured_and_takes_the_label_of_who_asks(
+    backbone: Backbone, pictures: Path, tmp_path: Path
+) -> None:
+    runs = Runs(backbone, tmp_path, QUIET)
+    data = {"path": str(pictures), "shots": 2, "batch_size": 6}
+    c = Candidate("vpt-shallow", options={"length": 2}, recipe={"epochs": 1})
+    first = runs.train(c, data, 1, Recipe(lr=(0.01,)), place=["set", "2-shot"], label={"recipe": "scaled"})
+    p = first.protocol
+    assert p["inductive"] is True
+    assert p["preprocessing"].startswith("center 32x32")
+    assert p["trained"] == "1 epochs of batch 6, adamw with 0.01, cosine"
+    assert p["recipe"] == "scaled"
+    assert set(first.val) == set(first.metrics)
+    assert Path(first.file).relative_to(tmp_path).parts[:-1] == ("set", "2-shot", "vpt-shallow", "seed1")
+    again = Runs(backbone, tmp_path, QUIET).train(
+        c, data, 1, Recipe(lr=(0.01,)), label={"recipe": "published"}
+    )
+    assert again.protocol == {**p, "recipe": "published"}
+
+
+def test_results_of_before_are_read(
+    result: Callable[..., Result], backbone: Backbone, tmp_path: Path
+) -> None:
+    """A file without val and what is beside it."""
+    old = asdict(result("a", "linear", 1, 0.5))
+    old["protocol"]["run"] = "key"
+    (tmp_path / "results.json").write_text(
+        json.dumps([{k: v for k, v in old.items() if k not in ("val", "beside")}])
+    )
+    assert Runs(backbone, tmp_path, QUIET).done["key"].val == {}
+
+
+def test_data_are_opened_once_and_the_oldest_are_let_go(
+    backbone: Backbone, pictures: Path, tmp_path: Path
+) -> None:
+    runs = Runs(backbone, tmp_path, QUIET)
+    data = {"path": str(pictures)}
+    first = runs.module(data, 1)
+    assert runs.module(data, 1) is first
+    assert runs.module(data, 2) is not first
+    runs.module(data, 3)
+    assert runs.module(data, 1) is first
+    runs.module(data, 4)
+    assert runs.module(data, 1) is not first
+
+
+def test_names_may_repeat_as_two_pairs_of_imagenets_do(tiny_clip: Backbone) -> None:
+    images = torch.randn(2, 3, 32, 32)
+    prompts = tuned(tiny_clip, "coop", ("cat", "dog"), length=2)
+    other = renamed(prompts, ("crane", "maillot", "crane"), {})
+    assert other.classes == ("crane", "maillot", "crane")
+    logits = other.logits(images)
+    torch.testing.assert_close(logits[:, 0], logits[:, 2])
+    torch.testing.assert_close(logits[:, :2], prompts.with_classes(["crane", "maillot"]).logits(images))
+    assert renamed(prompts, ("cat", "dog"), {}) is prompts
+
+
+def test_what_learned_nothing_is_said_in_the_sentence_of_the_data(tiny_clip: Backbone) -> None:
+    images = torch.randn(2, 3, 32, 32)
+    plain = tuned(tiny_clip, "zero-shot", ("cat", "dog"))
+    said = renamed(plain, ("bird", "fish"), {"template": "a {} thing."})
+    expected = tuned(tiny_clip, "zero-shot", ("bird", "fish"), template="a {} thing.")
+    torch.testing.assert_close(said.logits(images), expected.logits(images))
+    assert not torch.allclose(said.logits(images), plain.with_classes(["bird", "fish"]).logits(images))
+
+
+def test_what_belongs_to_its_classes_is_refused(tiny_clip: Backbone) -> None:
+    with pytest.raises(ValueError, match="a head"):
+        renamed(tuned(tiny_clip, "linear", ("cat", "dog")), ("bird", "fish"), {})
+
+
+def test_a_recipe_in_a_line() -> None:
+    train = {"steps": 0}
+    assert recipe_of(train) == "not by gradient"
