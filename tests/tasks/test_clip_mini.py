@@ -24,7 +24,7 @@ from vpt.tasks.starters.sentences import Corpus, collect, emoji_names, keep_vect
 from vpt.tasks.starters.tokens import Front, KeptTokens, Rear, captioned, drawn, labelled
 from vpt.towers.starter.clip_mini import clip_mini_tokenizer, load_clip_mini, owns, shared_weights
 
-RECIPE = Recipe(text_steps=2, steps=3, tiny_views=1, other_views=2, scenes=8)
+RECIPE = Recipe(text_steps=2, steps=3, last_steps=2, tiny_views=1, other_views=2, scenes=8)
 NAMES = ["cat", "dog", "red circle", "traffic light", "tabby"]
 CORPUS = Corpus(
     NAMES, [[0], [1], [], [], [0]], np.array([4.0, 1, 1, 1, 2]), ["a pet", "a barker", "a man runs."], 2
@@ -40,6 +40,7 @@ def small_runs():
         shares = script.Shares(tiny=4, emoji=2, flickr=2, scenes=4, names=4, sentences=2)
         patch.setattr(script, "SHARES", shares)
         patch.setattr(script, "TEXT_SHARES", shares)
+        patch.setattr(script, "LAST_SHARES", shares)
         patch.setattr(script, "collect", lambda *_: CORPUS)
         patch.setattr(script, "MiniLM", FakeTeacher)
         patch.setattr("vpt.tasks.starters.loop.EVERY", 2)

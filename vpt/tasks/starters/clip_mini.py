@@ -8,7 +8,8 @@ DIR holds the folders tiny-imagenet, emoji, flickr8k-mini and caltech101 (which 
 First the text tower alone learns the sentence space of all-MiniLM-L6-v2 (reading.py), so that a name which no
 picture showed has a sensible place. What vit-mini's frozen part makes of every picture is kept (tokens.py). Then
 the last three blocks and the projection learn to put pictures where their words are, while the text tower goes
-on; scenes come in pairs that differ in their arrangement alone. Killed at any moment, the same command goes on.
+on; scenes come in pairs that differ in their arrangement alone. In the last steps the names of photographs
+move apart, too, as far as the pictures ask for it. Killed at any moment, the same command goes on.
 """
 
 import argparse
@@ -52,6 +53,7 @@ class Recipe(NamedTuple):
     projection_lr: float = 1e-3
     block_lr: float = 4e-4
     joint_text_lr: float = 1.5e-3
+    last_steps: int = 240  # in which the names of photographs move too
     tiny_views: int = 1
     other_views: int = 3  # of emoji and captioned pictures
     scenes: int = 20_000
@@ -70,7 +72,9 @@ class Shares(NamedTuple):
 
 
 SHARES, TEXT_SHARES = Shares(), Shares(names=160, sentences=64, scenes=48)
+LAST_SHARES = Shares(tiny=192, emoji=32, flickr=16, scenes=48, names=64, sentences=16)
 NEAR = 4.0  # weight of a photograph's distance to its name, beside which of the names it is
+LAST_NEAR, LAST_RATE = 2.0, 0.5  # of the last steps: that weight, and the share of the learning rates
 DROPPED = 0.25  # of the patches of photographs
 RIDGE = 1e-2  # of the projection's start, of the mean eigenvalue
 
@@ -144,10 +148,11 @@ class Pictures:
 
 
 class Joint:
-    """The losses of joint training."""
+    """The losses of joint training; of its last steps, when names part for photographs."""
 
-    def __init__(self, model: CLIP, reader: Reader, shown: Pictures, seed: int):
-        self.model, self.reader, self.shown, self.seed = model, reader, shown, seed
+    def __init__(self, model: CLIP, reader: Reader, shown: Pictures, seed: int, *, last: bool = False):
+        self.model, self.reader, self.shown, self.seed, self.last = model, reader, shown, seed, last
+        self.shares, self.near = (LAST_SHARES, LAST_NEAR) if last else (SHARES, NEAR)
         self.rear = Rear(model)
         encoded: Callable[[str], list[int]] = reader.tokenizer.encode
         self.class_ids = [[encoded(name) for name in names] for names in shown.class_names]
@@ -156,15 +161,14 @@ class Joint:
         self.scene_ids = [[encoded(text) for text in captions(s)] for s in shown.scene_list]
 
     def __call__(self, step: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng([self.seed, 5, step])
+        rng = np.random.default_rng([self.seed, 5, step, self.last])
         terms = {
             "tiny": self._tiny(rng),
             "emoji": 0.5 * self._emoji(rng),
             "flickr": 0.5 * self._flickr(rng),
             "scenes": self._scenes(rng),
         }
-        read = teach(self.model, self.reader, rng, SHARES.names, SHARES.sentences)
-        return terms | read
+        return terms | teach(self.model, self.reader, rng, self.shares.names, self.shares.sentences)
 
     def _look(self, kept: KeptTokens, index: np.ndarray, rng: np.random.Generator | None = None) -> Tensor:
         """Unit features of kept pictures; with ``rng``, some patches are dropped, the same of all."""
@@ -175,18 +179,18 @@ class Joint:
         return F.normalize(self.rear(x), dim=1)
 
     def _tiny(self, rng: np.random.Generator) -> Tensor:
-        """Which of the 200 names; the names stay where the text tower has them."""
-        index = rng.integers(len(self.shown.labels), size=SHARES.tiny)
+        """Which of the 200 names; until the last steps, the names stay where the text tower has them."""
+        index = rng.integers(len(self.shown.labels), size=self.shares.tiny)
         picked = [n[0] if rng.random() < 0.6 else n[rng.integers(len(n))] for n in self.class_ids]
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.last):
             texts = encode(self.model, [self.reader.in_template(ids, rng) for ids in picked])
         found = self._look(self.shown.tiny, index, rng)
         labels = torch.from_numpy(self.shown.labels[index])
-        near = (found * texts[labels]).sum(1).mean()
-        return F.cross_entropy(SCALE * found @ texts.T, labels, label_smoothing=0.1) + NEAR * (1 - near)
+        near = (found * texts[labels].detach()).sum(1).mean()
+        return F.cross_entropy(SCALE * found @ texts.T, labels, label_smoothing=0.1) + self.near * (1 - near)
 
     def _emoji(self, rng: np.random.Generator) -> Tensor:
-        shown = rng.choice(self.shown.emoji_shown, SHARES.emoji, replace=False)
+        shown = rng.choice(self.shown.emoji_shown, self.shares.emoji, replace=False)
         words = [self.emoji_ids[i] for i in shown]
         picked = [w[0] if rng.random() < 0.6 else w[rng.integers(len(w))] for w in words]
         with torch.no_grad():
@@ -196,17 +200,17 @@ class Joint:
         same = texts @ texts.T > 0.9
         target = same.float() / same.sum(1, keepdim=True)
         near = (found * texts).sum(1).mean()
-        return F.cross_entropy(SCALE * found @ texts.T, target) + NEAR * (1 - near)
+        return F.cross_entropy(SCALE * found @ texts.T, target) + self.near * (1 - near)
 
     def _flickr(self, rng: np.random.Generator) -> Tensor:
-        shown = rng.choice(len(self.story_ids), SHARES.flickr, replace=False)
+        shown = rng.choice(len(self.story_ids), self.shares.flickr, replace=False)
         texts = encode(self.model, [self.story_ids[i][rng.integers(5)] for i in shown])
         view = rng.integers(len(self.shown.flickr) // len(self.story_ids), size=len(shown))
         found = self._look(self.shown.flickr, shown + view * len(self.story_ids), rng)
         return pair_up(found, texts)
 
     def _scenes(self, rng: np.random.Generator) -> Tensor:
-        pairs = 2 * rng.choice(len(self.scene_ids) // 2, SHARES.scenes // 2, replace=False)
+        pairs = 2 * rng.choice(len(self.scene_ids) // 2, self.shares.scenes // 2, replace=False)
         index = np.stack([pairs, pairs + 1], 1).ravel()
         texts = encode(self.model, [self.scene_ids[i][rng.integers(8)] for i in index])
         return pair_up(self._look(self.shown.scenes, index), texts)
@@ -256,8 +260,11 @@ def train(data: Path, out: Path, recipe: Recipe, *, stage: str = "all", progress
             return recipe.projection_lr
         return recipe.block_lr if name.startswith("visual.") else recipe.joint_text_lr
 
-    joint = Joint(model, reader, shown, recipe.seed)
-    average = Training(model, rate, recipe.steps, out / "joint.pt").run(joint, progress)
+    joint = Training(model, rate, recipe.steps, out / "joint.pt")
+    average = joint.run(Joint(model, reader, shown, recipe.seed), progress)
+    model.load_state_dict(average.state_dict())
+    last = Training(model, lambda name: LAST_RATE * rate(name), recipe.last_steps, out / "last.pt")
+    average = last.run(Joint(model, reader, shown, recipe.seed, last=True), progress)
     return export(average, out / "clip-mini.safetensors", recipe)
 
 
