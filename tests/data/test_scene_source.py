@@ -42,7 +42,7 @@ def test_pictures_show_their_class_and_are_all_different():
     assert {s.shape for s in shown} == {(96, 96, 3)}
     assert len({s.tobytes() for s in shown}) == 80
     assert np.array_equal(shown[-1], np.asarray(open_source("scenes:8x10").read(every[-1])))
-    seen = scene(20_011, every[-1].label * 10 + every[-1].offset, kind=source.kinds[every[-1].label])
+    seen = scene(20_011, every[-1].offset, kind=source.kinds[every[-1].label])
     assert np.array_equal(shown[-1], np.asarray(draw(seen, 96)))
     assert captions(seen)[0] == str(source.kinds[-1])
 
@@ -51,6 +51,18 @@ def test_a_subset_is_a_half():
     data = ImageData("scenes:8x10", shots=2, subset="novel")
     assert data.classes == open_scenes("scenes:8x10").classes[4:]
     assert data.protocol()["counts"] == {"train": 8, "val": 4, "test": 16}
+
+
+def test_the_pictures_of_the_novel_half_are_its_own():
+    """A subset's labels begin at 0 again; its pictures are those of its classes."""
+    whole, novel = ImageData("scenes:8x10"), ImageData("scenes:8x10", subset="novel")
+    source = open_scenes("scenes:8x10")
+    for data in (whole, novel):
+        data.bind({"input_size": (3, 96, 96), "mean": (0, 0, 0), "std": (1, 1, 1), "crop_pct": 1.0})
+    theirs = {p["key"]: p for p in whole.pictures("test")}
+    for mine in novel.pictures("test"):
+        assert source.kinds[theirs[mine["key"]]["label"]] == source.kinds[4 + mine["label"]]
+        assert mine["image"].equal(theirs[mine["key"]]["image"])
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ class SceneSource:
         bounds = dict(zip(SHARES, zip([0, *ends], [*ends, self.pictures], strict=True), strict=True))
         return {
             split: [
-                Item(f"{split}/{label:04d}-{i:04d}", label, offset=i)
+                Item(f"{split}/{label:04d}-{i:04d}", label, offset=label * self.pictures + i)
                 for label in range(len(self.kinds))
                 for i in range(*bounds[split])
             ]
@@ -52,9 +52,8 @@ class SceneSource:
         }
 
     def read(self, item: Item) -> Image.Image:
-        assert isinstance(item.label, int)
-        index = item.label * self.pictures + item.offset
-        return draw(scene(SEED, index, kind=self.kinds[item.label]), SIZE)
+        kind = self.kinds[item.offset // self.pictures]  # a subset's labels are numbered from 0 again
+        return draw(scene(SEED, item.offset, kind=kind), SIZE)
 
 
 def said(kind: Kind) -> str:
