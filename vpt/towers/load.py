@@ -46,6 +46,8 @@ def load(
     if not rest:
         family, rest = "timm", name
     if family == "starter":
+        if rest not in {*STARTERS, *CLIP_STARTERS}:
+            raise ValueError(f"no starter {rest!r}. There are {', '.join([*STARTERS, *CLIP_STARTERS])}.")
         if weights or not pretrained or size:
             raise ValueError(f"starter/{rest} is loaded as it is: leave out weights, pretrained and size.")
         if rest in CLIP_STARTERS:
@@ -53,8 +55,6 @@ def load(
 
             clip, tokenizer, _ = CLIP_STARTERS[rest]()
             return backbone_of(clip, name, tokenizer)
-        if rest not in STARTERS:
-            raise ValueError(f"no starter {rest!r}. There are {', '.join([*STARTERS, *CLIP_STARTERS])}.")
         model = STARTERS[rest]()
     elif family == "timm":
         model = _timm_model(rest, pretrained, weights, size)
