@@ -23,6 +23,8 @@ def test_tensors_come_back_by_key_and_a_torn_end_is_not_read(tmp_path: Path) -> 
     shelf.add(["a", "b", "c"], x[:3])
     with shelf.data.open("ab") as file:
         file.write(b"torn")  # a kill between the tensors and the index
+    with shelf.index.open("a") as file:
+        file.write('"d')  # or within the index
     again = Shelf(tmp_path, ("print", "0"))
     assert again.missing(["a", "d", "c", "e"]) == [1, 3]
     again.add(["d", "e"], x[3:])

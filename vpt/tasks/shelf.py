@@ -31,14 +31,15 @@ class Shelf:
 
     def __init__(self, folder: str | Path, about: Sequence[object]) -> None:
         name = hashlib.sha256(json.dumps([str(a) for a in about]).encode()).hexdigest()[:16]
-        self.data, self.index = Path(folder) / f"{name}.bin", Path(folder) / f"{name}.json"
+        self.data, self.index = Path(folder) / f"{name}.bin", Path(folder) / f"{name}.jsonl"
         self.keys: dict[str, int] = {}
         self.shape: tuple[int, ...] = ()
         self.dtype = torch.float32
         if self.index.is_file():
-            kept = json.loads(self.index.read_text())
+            kind, *lines = self.index.read_text().split("\n")[:-1]  # what follows the last line's end is torn
+            kept = json.loads(kind)
             self.shape, self.dtype = tuple(kept["shape"]), getattr(torch, kept["dtype"])
-            self.keys = {key: i for i, key in enumerate(kept["keys"])}
+            self.keys = {json.loads(line): i for i, line in enumerate(lines)}
 
     @property
     def size(self) -> int:
@@ -64,21 +65,23 @@ class Shelf:
         return every.view(len(self.keys), *self.shape)[[self.keys[key] for key in keys]]
 
     def add(self, keys: Sequence[str], tensors: Tensor) -> None:
-        """Append tensors [n, ...]; the index is written last, so what a kill leaves half written is not read."""
-        self.shape, self.dtype = tuple(tensors.shape[1:]), tensors.dtype
+        """Append tensors [n, ...]; their keys are written last, so what a kill leaves half written is not read."""
         self.data.parent.mkdir(parents=True, exist_ok=True)
+        if not self.keys:
+            self.shape, self.dtype = tuple(tensors.shape[1:]), tensors.dtype
+            kind = {"shape": self.shape, "dtype": str(self.dtype).removeprefix("torch.")}
+            write_atomically(self.index, (json.dumps(kind) + "\n").encode())
         with self.data.open("r+b" if self.data.exists() else "w+b") as file:
             file.truncate(len(self.keys) * self.size)
             file.seek(0, 2)
             file.write(tensors.contiguous().view(torch.uint8).numpy().tobytes())
+        torn = len(self.index.read_bytes().rpartition(b"\n")[2])
+        with self.index.open("r+b") as file:
+            file.truncate(self.index.stat().st_size - torn)
+            file.seek(0, 2)
+            file.write("".join(json.dumps(key) + "\n" for key in keys).encode())
         for key in keys:
             self.keys[key] = len(self.keys)
-        about = {
-            "shape": self.shape,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "keys": list(self.keys),
-        }
-        write_atomically(self.index, json.dumps(about).encode())
 
 
 def name_of(pictures: Any, index: int, view: int) -> str:
