@@ -94,7 +94,7 @@ def test_sets_of_rows_meet_every_sentence(
     tiny_clip: Backbone, packed: bool, passes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CoCoOp: as many sets as pictures, also where there are as many as sentences; deep rows are shared by all."""
-    monkeypatch.setattr(home, "PASS", passes)
+    monkeypatch.setitem(home.PASS, "cpu", passes)
     tower, sentences = tiny_clip.text, tiny_clip.sentences("<ctx*4> {}.", NAMES)
     first, second = sites(True)[:2]
     for sets in (1, 3, len(NAMES)):
