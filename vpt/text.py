@@ -52,7 +52,7 @@ class Sentence:
         return keys
 
 
-def pack(sentences: Sequence[Sentence], pad: int = 0) -> Stream:
+def pack(sentences: Sequence[Sentence]) -> Stream:
     """One row of the batch that holds all sentences as a tree; "end" places [1, N] in their order."""
     nodes: dict[tuple[int, tuple[int, str, int]], int] = {}
     parents: list[int] = []
@@ -123,7 +123,7 @@ def lay(
             _padded(tower, sentences[i : i + batch], length).to(tower.device)
             for i in range(0, len(sentences), batch)
         ]
-    return [pack(part, reading.pad).to(tower.device) for part in _groups(sentences, group or GROUP)]
+    return [pack(part).to(tower.device) for part in _groups(sentences, group or GROUP)]
 
 
 def _groups(sentences: Sequence[Sentence], size: int) -> Iterator[Sequence[Sentence]]:

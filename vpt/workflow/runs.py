@@ -200,11 +200,7 @@ def renamed(tuned: Tuned, classes: Sequence[str], words: Mapping[str, Any]) -> T
         tuned = Tuned(tuned.backbone, replace(tuned.prompts, about=about), precision=tuned.precision)
     if tuple(classes) == tuned.classes:
         return tuned
-    other = tuned.with_classes(list(dict.fromkeys(classes)))
-    if len(other.classes) < len(classes):  # two pairs of ImageNet's names are the same word
-        about = {**other.prompts.about, "classes": list(classes)}
-        other = Tuned(other.backbone, replace(other.prompts, about=about), precision=other.precision)
-    return other
+    return tuned.with_classes(classes, repeated=True)  # two pairs of ImageNet's names are the same word
 
 
 def _result(c: Candidate, tuned: Tuned, seed: int, folder: Path, key: str) -> Result:
