@@ -27,11 +27,12 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Item:
-    """One labelled picture, not yet read.
+    """One picture with a label or captions, not yet read.
 
     key: unique in its source. label: class index, or the indices of all its classes (multi-label).
     file: the file that holds it; offset and size: where it lies there, size -1 for the whole file.
     A source without files (torchvision, digits) numbers its pictures in ``offset``.
+    captions: what is said of it; () where nothing is, or where the source has labels.
     """
 
     key: str
@@ -39,6 +40,7 @@ class Item:
     file: str = ""
     offset: int = 0
     size: int = -1
+    captions: tuple[str, ...] = ()
 
 
 class Source(Protocol):
