@@ -355,3 +355,17 @@ def test_rows_of_different_weights_of_a_tower_are_not_joined() -> None:
     other = a_set(1, backbone={"fingerprints": {"image": "0" * 16}})
     with pytest.raises(ValueError, match=f"different 'image' towers, {'f' * 16} and {'0' * 16}"):
         join(a_set(0), other)
+
+
+def test_written_names_what_a_set_does_to_one_tower():
+    text, image = Site("text", "embedded", "<ctx>"), Site("image", "0", "prefix")
+    one, other = torch.ones(2, 4), torch.zeros(2, 4)
+    words = PromptSet({text: one})
+    assert words.written("image") == ""
+    assert words.written("text") == PromptSet({text: one}, about={"task": "retrieve"}).written("text") != ""
+    both = PromptSet({text: other, image: one})
+    assert both.written("image") == PromptSet({image: one}).written("image") != ""
+    assert both.written("image") != PromptSet({image: other}).written("image")
+    changed = PromptSet(weights={"text.block.weight": one})
+    assert changed.written("image") == "" != changed.written("text")
+    assert PromptSet(method={"net": one}).written("image") != ""

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -83,6 +83,17 @@ class PromptSet:
         for name, t in sorted(self.tensors().items()):
             digest.update(name.encode() + t.numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    def written(self, tower: str) -> str:
+        """16 hex digits of what this set writes to, or changes in, a tower; "" for nothing.
+
+        Features of a tower that two sets write alike are alike: an index of pictures holds for every set that says
+        the same of "image". A method that is kept as a whole counts for every tower.
+        """
+        learned = {k: v for k, v in self.weights.items() if k.startswith("text.") == (tower == "text")}
+        rows = {site: r for site, r in self.rows.items() if site.tower == tower}
+        own = replace(self, rows=rows, head={}, weights=learned)
+        return own.hash() if own.tensors() else ""
 
     def label(self) -> dict[str, Any]:
         """The metadata as written: format, version, date and sites filled in."""

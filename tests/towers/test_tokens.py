@@ -210,3 +210,18 @@ def test_a_text_encoder_of_the_hub_reads_its_own_sentences(hub: Any, monkeypatch
     assert torch.equal(
         tokens.embed("red panda"), tower.model.transformer.embeddings.word_embeddings.weight[[7, 8]]
     )
+
+
+def test_fitted_keeps_the_most_words_that_the_context_takes(tiny_clip):
+    tokens = tiny_clip.tokens
+    for template in ("{}", "<ctx*4> {}."):
+        short, cut = tokens.fitted(template, "a red circle")
+        assert (short, cut) == ("a red circle", False)
+        long = " ".join(["circle"] * 200)
+        kept, cut = tokens.fitted(template, long)
+        assert cut
+        tokens.sentence(template, kept)  # fits
+        with pytest.raises(ValueError, match="Shorten"):
+            tokens.sentence(template, f"{kept} circle")
+    with pytest.raises(ValueError, match="leaves"):
+        tokens.fitted(f"<ctx*{tokens.context - 2}> {{}}", "circle")

@@ -84,6 +84,36 @@ class Tokens:
             slots[slot] = (*slots.get(slot, ()), place)
         return Sentence(tuple(self._cut(rows[0])), slots, group)
 
+    def fitted(self, template: str, name: str) -> tuple[str, bool]:
+        """The name, without its last words where the sentence would be longer than the context, and whether it was cut.
+
+        Raises ValueError for a template that leaves no room for a word.
+        """
+        words = name.split()
+        room = self.context - self._long(template, "")
+        if self._long(template, name) <= self.context:
+            return name, False
+        kept, low = len(words), 0
+        while low < kept - 1:  # the most words that fit lie in [low, kept)
+            middle = (low + kept) // 2
+            fits = self._long(template, " ".join(words[:middle])) <= self.context
+            low, kept = (middle, kept) if fits else (low, middle)
+        if not low:
+            raise ValueError(
+                f"{template!r} leaves {max(room, 0)} of {self.context} tokens, and {words[0]!r} takes more. Learn "
+                "fewer rows, or shorten the sentence."
+            )
+        return " ".join(words[:low]), True
+
+    def _long(self, template: str, name: str) -> int:
+        """Tokens of a sentence with start and end, its rows included."""
+        holder = self._holders[0] if PLACEHOLDER.search(template) else ""
+
+        def held(found: re.Match[str]) -> str:
+            return " ".join([holder] * int(found[2] or 1))
+
+        return self.length(PLACEHOLDER.sub(held, template).replace("{}", name))
+
     def _cut(self, row: list[int]) -> list[int]:
         """Ids up to the end token where nothing behind it counts, and without padding where that is not seen."""
         reading = self.tower.reading
