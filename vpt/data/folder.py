@@ -9,25 +9,14 @@ from vpt.data.item import DataError, Files, Item, is_picture, some, split_name
 
 def open_folder(root: Path) -> Files:
     """ROOT/CLASS/**/PICTURE or ROOT/SPLIT/CLASS/**/PICTURE; sorted classes, keys relative to ROOT."""
-    folders = _folders(root)
-    split_folders: dict[str, Path] = {}
-    for folder in folders:
-        split = split_name(folder.name)
-        if split in split_folders:
-            raise DataError(
-                f"{root} has two folders for the split {split!r}: {split_folders[split].name} and "
-                f"{folder.name}. "
-                "Join them or rename one."
-            )
-        if split:
-            split_folders[split] = folder
-    if split_folders and len(split_folders) < len(folders):
-        others = [f.name for f in folders if split_name(f.name) is None]
+    found_splits = split_folders(root)
+    others = [f.name for f in _folders(root) if split_name(f.name) is None]
+    if "all" not in found_splits and others:
         raise DataError(
-            f"{root} holds split folders ({some(f.name for f in split_folders.values())}) beside others "
+            f"{root} holds split folders ({some(f.name for f in found_splits.values())}) beside others "
             f"({some(others)}). Keep either splits or classes at the top."
         )
-    found = {split: _classes(folder) for split, folder in (split_folders or {"all": root}).items()}
+    found = {split: _classes(folder) for split, folder in found_splits.items()}
     _refuse_empty(root, found)
     classes = sorted({name for tree in found.values() for name in tree})
     index = {name: i for i, name in enumerate(classes)}
@@ -40,6 +29,21 @@ def open_folder(root: Path) -> Files:
         for split, tree in found.items()
     }
     return Files(root.resolve().name, tuple(classes), False, parts)
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """The folders of ROOT named after a split, by split; {"all": ROOT} where there is none. Raises DataError."""
+    found: dict[str, Path] = {}
+    for folder in _folders(root):
+        split = split_name(folder.name)
+        if split in found:
+            raise DataError(
+                f"{root} has two folders for the split {split!r}: {found[split].name} and {folder.name}. "
+                "Join them or rename one."
+            )
+        if split:
+            found[split] = folder
+    return found or {"all": root}
 
 
 def _folders(root: Path) -> list[Path]:

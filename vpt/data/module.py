@@ -1,4 +1,4 @@
-"""The LightningDataModule for labelled pictures."""
+"""The LightningDataModule for pictures with labels or captions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Subset as Share
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from vpt.data.item import DataError
+from vpt.data.captions import open_captions
+from vpt.data.item import DataError, Item, Source
 from vpt.data.order import BatchOrder, process, seed_of
 from vpt.data.pictures import Augment, Decoded, Pictures, eval_transform, train_transform
 from vpt.data.plan import Draw, Plan, Subset, plan
@@ -27,10 +28,10 @@ MEMORY = 2**30  # bytes of decoded pictures to keep
 
 
 class ImageData(L.LightningDataModule):
-    """Pictures with labels, split, checked, augmented and batched; every step is a function of the seed.
+    """Pictures with labels, or captions, split, checked, augmented and batched; every step is a function of the seed.
 
-    A batch is a dictionary: image float32 [B, 3, H, W], normalised; label int64 [B], or float32 [B, K]
-    multi-hot; index int64 [B], the place in the split's list; view int64 [B]; key, B strings.
+    A batch is a dictionary: image float32 [B, 3, H, W], normalised; label int64 [B] (0 with captions), or float32
+    [B, K] multi-hot; index int64 [B], the place in the split's list; view int64 [B]; key, B strings.
 
     Args:
         path: folder, manifest, shards, "torchvision:NAME", "coop:NAME", "digits", "emoji" or "scenes"
@@ -49,6 +50,10 @@ class ImageData(L.LightningDataModule):
         subset: all classes, the first half of them (base, the larger where their number is odd) or the rest (novel),
             numbered from 0; splits and samples are drawn over all classes first.
         join_val: train on the pictures of val too, for a last run after a choice was made on val, as VTAB-1k does.
+        captions: the pictures have captions and no labels (see ``open_captions``): classes is (), shots and val_shots
+            count pictures in all (val_shots is by default at most shots), root names the folder of the pictures of a
+            caption file, and skip_unreadable leaves out those without a caption too. Every augment but none flips:
+            leave it out where captions say left and right.
 
     Raises DataError, from ``setup``, for data that cannot be trained on.
     """
@@ -72,6 +77,7 @@ class ImageData(L.LightningDataModule):
         val_shots: int | None = None,
         subset: Subset = "all",
         join_val: bool = False,
+        captions: bool = False,
     ):
         super().__init__()
         if batch_size < 1 or views < 0 or workers < 0:
@@ -80,8 +86,14 @@ class ImageData(L.LightningDataModule):
             )
         if subset not in get_args(Subset):
             raise ValueError(f"subset is {subset!r}, wanted one of {', '.join(get_args(Subset))}.")
+        if captions and (weighted or subset != "all"):
+            raise ValueError(
+                f"weighted={weighted} and subset={subset!r}: with captions there are no classes to weigh or choose. "
+                "Leave both out."
+            )
         self.path, self.root, self.seed, self.batch_size = path, root, seed, batch_size
-        self.draw = Draw(shots, val_shots, seed, val, test, split_file, subset, join_val)
+        self.captioned = captions
+        self.draw = Draw(shots, val_shots, seed, val, test, split_file, subset, join_val, captions)
         self.augment, self.views, self.weighted = augment, views, weighted
         self.workers, self.skip_unreadable = workers, skip_unreadable
         self._preprocess: dict[str, Any] | None = None
@@ -96,11 +108,12 @@ class ImageData(L.LightningDataModule):
         """Open the source, draw the splits, read every picture once. Later calls do nothing."""
         if self._plan is not None:
             return
-        source = open_source(self.path, self.root)
+        source = self._open()
         decoded = Decoded(source, MEMORY // max(1, self.workers))  # each worker may come to hold its own
         unreadable: list[tuple[str, str]] = []
         if self.skip_unreadable:
             unreadable = survey(source, source.splits(), decoded).unreadable
+            unreadable += self._without_captions(source, {key for key, _ in unreadable})
         drawn = plan(source, self.draw, frozenset(key for key, _ in unreadable))
         found = {name: items for name, items in drawn.parts.items() if items}
         report = survey(source, found, decoded, drawn.classes)
@@ -112,9 +125,20 @@ class ImageData(L.LightningDataModule):
             )
         self._source, self._decoded, self._report, self._plan = source, decoded, report, drawn
 
+    def _open(self) -> Source:
+        if self.captioned:
+            return open_captions(self.path, self.root, bare=self.skip_unreadable)
+        return open_source(self.path, self.root)
+
+    def _without_captions(self, source: Source, known: set[str]) -> list[tuple[str, str]]:
+        items = [item for part in source.splits().values() for item in part] if self.captioned else []
+        return [
+            (item.key, "it has no caption") for item in items if not item.captions and item.key not in known
+        ]
+
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the labels; with a subset, of its classes only."""
+        """Names of the labels; with a subset, of its classes only; () with captions."""
         self.setup()
         assert self._plan is not None
         return self._plan.classes
@@ -131,21 +155,14 @@ class ImageData(L.LightningDataModule):
 
     def pictures(self, split: str, augmented: bool = False) -> Pictures:
         """The data set of train, val or test, with training views or as for evaluation."""
-        self.setup()
-        assert self._plan is not None
+        items = self._items(split)
         if self._preprocess is None:
             raise RuntimeError(
                 "the data do not know the network's preprocessing yet: call bind(config) first."
             )
-        if not self._plan.parts[split]:
-            there = ", ".join(name for name, items in self._plan.parts.items() if items)
-            raise DataError(
-                f"{self._source.name} has no {split} pictures, only {there}. Take data that have them, or measure on "
-                "these what was trained on others."
-            )
         make = partial(train_transform, augment=self.augment) if augmented else eval_transform
         return Pictures(
-            self._plan.parts[split],
+            items,
             self._decoded,
             make(self._preprocess),
             len(self.classes) if self.multilabel else None,
@@ -154,6 +171,25 @@ class ImageData(L.LightningDataModule):
             views=self.views,
             seed=self.seed,
         )
+
+    def captions(self, split: str) -> list[tuple[str, ...]]:
+        """The captions of every picture of a split, in the order of ``pictures(split)``; none is without."""
+        if not self.captioned:
+            raise ValueError(
+                f"{self.path} was opened for its labels. For its captions, open it with captions=True."
+            )
+        return [item.captions for item in self._items(split)]
+
+    def _items(self, split: str) -> list[Item]:
+        self.setup()
+        assert self._plan is not None
+        if not self._plan.parts[split]:
+            there = ", ".join(name for name, items in self._plan.parts.items() if items)
+            raise DataError(
+                f"{self._source.name} has no {split} pictures, only {there}. Take data that have them, or measure on "
+                "these what was trained on others."
+            )
+        return self._plan.parts[split]
 
     def train_dataloader(self) -> StatefulDataLoader:
         pictures = self.pictures("train", augmented=True)
@@ -209,18 +245,20 @@ class ImageData(L.LightningDataModule):
         """How the data were used, for the label that every number carries; plain JSON values."""
         self.setup()
         assert self._plan is not None
+        parts = self._plan.parts
+        classes = {"classes": len(self.classes), "subset": self.draw.subset}
+        captions = {name: sum(len(item.captions) for item in items) for name, items in parts.items()}
         return {
             "data": self._source.name,
-            "classes": len(self.classes),
-            "subset": self.draw.subset,
+            **({"captions": captions} if self.captioned else classes),
             "shots": self.draw.shots,
             "val": self.draw.val,
             "test": self.draw.test,
             "seed": self.seed,
-            "split": split_hash(self._plan.parts),
-            "counts": {name: len(items) for name, items in self._plan.parts.items()},
+            "split": split_hash(parts),
+            "counts": {name: len(items) for name, items in parts.items()},
             "origin": dict(self._plan.origin),
             "augment": self.augment,
             "views": self.views,
-            "weighted": self.weighted,
+            **({} if self.captioned else {"weighted": self.weighted}),
         }

@@ -21,6 +21,7 @@ class Draw:
 
     subset: the classes that are kept of what was drawn over all, see ``labels_in``.
     join_val: val trains too, after everything is drawn.
+    captions: the pictures have captions and no classes; shots and val_shots then count pictures in all.
     """
 
     shots: int | None = None
@@ -31,6 +32,7 @@ class Draw:
     split_file: str | None = None
     subset: Subset = "all"
     join_val: bool = False
+    captions: bool = False
 
     def made(self) -> dict[str, Any]:
         """What a split file depends on besides its seed; it holds all classes whatever the subset."""
@@ -64,13 +66,13 @@ def plan(source: Source, draw: Draw, unreadable: frozenset[str] = frozenset()) -
     Few-shot as in CoOp: shots a class from train, then min(shots, 4) a class from val, of one random stream;
     a source without val gives up its share before train is sampled. A source with published samples gives
     these. One with a test split only can be measured on. The subset of classes is cut out last, and val joins train
-    after that.
+    after that. Pictures with captions are drawn alike, as if of one class; their val is by default as many as shots.
     """
     own = source.splits()
     every = [item for items in own.values() for item in items]
     if not every:
         raise DataError(f"{source.name} holds no pictures. Wanted: at least two classes of them.")
-    if len(source.classes) < 2:
+    if len(source.classes) < 2 and not draw.captions:
         raise DataError(
             f"{source.name} has one class only ({some(source.classes)}, {len(every)} pictures). "
             "Wanted: at least two."
@@ -146,6 +148,8 @@ def _drawn(source: Source, own: Mapping[str, Sequence[Item]], draw: Draw) -> Pla
         origin["train"] = f"the rest of {origin['train']}"
     if len(share) > 1 and parts["train"]:
         parts |= stratified(parts["train"], share, draw.seed)
+    if draw.shots is not None and draw.captions:
+        return _of_all(source, parts, origin, draw)
     if draw.shots is not None:
         stream = random.Random(draw.seed)
         parts["train"] = few_shot(parts["train"], draw.shots, stream, source.classes)
@@ -155,6 +159,24 @@ def _drawn(source: Source, own: Mapping[str, Sequence[Item]], draw: Draw) -> Pla
                 parts["val"], val_shots, stream, source.classes, fewer=draw.val_shots is None
             )
             origin["val"] += f", {val_shots} a class"
+    return Plan(parts, origin, source.classes)
+
+
+def _of_all(source: Source, parts: Parts, origin: dict[str, str], draw: Draw) -> Plan:
+    """Samples of pictures without classes."""
+    assert draw.shots is not None
+    stream = random.Random(draw.seed)
+    usual = min(draw.shots, len(parts["val"]))
+    asked = {"train": draw.shots, "val": usual if draw.val_shots is None else draw.val_shots}
+    for name in [name for name in asked if parts[name]]:
+        word, there = "shots" if name == "train" else "val_shots", len(parts[name])
+        if not 1 <= asked[name] <= there:
+            raise DataError(
+                f"{word} is {asked[name]}, but {source.name} has {there} pictures to draw {name} from. Wanted: "
+                f"1..{there}; with captions it counts pictures in all, not a class."
+            )
+        parts[name] = stream.sample(parts[name], asked[name])
+        origin[name] += f", {asked[name]} pictures" if name == "val" else ""
     return Plan(parts, origin, source.classes)
 
 

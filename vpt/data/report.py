@@ -24,7 +24,8 @@ DECODE_LIMIT = 50_000  # above it only headers are read: a look must not take lo
 @dataclass(frozen=True)
 class Report:
     """counts: pictures by split and class name. sizes: (width, height), smallest, median, largest by side.
-    unreadable: key and reason. doubles: pairs of "split/key" with the same content in two splits."""
+    unreadable: key and reason. doubles: pairs of "split/key" with the same content in two splits.
+    captions: how many a picture has, smallest, median, largest by split; empty where pictures have labels."""
 
     name: str
     classes: tuple[str, ...]
@@ -34,6 +35,7 @@ class Report:
     doubles: list[tuple[str, str]]
     checked: Literal["decoded", "headers"] = "decoded"
     totals: dict[str, int] = field(default_factory=dict)
+    captions: dict[str, tuple[int, float, int]] = field(default_factory=dict)
 
     def refuse_unreadable(self) -> None:
         if self.unreadable:
@@ -45,13 +47,19 @@ class Report:
             )
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        table = Table(title=f"{escape(self.name)}: {len(self.classes)} classes", title_justify="left")
-        for column in ("split", "pictures", "smallest class", "largest class"):
+        what = "pictures with captions" if self.captions else f"{len(self.classes)} classes"
+        ends = [f"{word} captions" for word in ("fewest", "median", "most")] if self.captions else []
+        table = Table(title=f"{escape(self.name)}: {what}", title_justify="left")
+        for column in ("split", "pictures", *(ends or ["smallest class", "largest class"])):
             table.add_column(column, justify="left" if column == "split" else "right")
-        for split, counts in self.counts.items():
-            ends = [f"{n} ({name})" for name, n in _ends(counts)]
-            table.add_row(split, str(self.totals[split]), *map(escape, ends))
+        for split in self.totals:
+            cells = [f"{n:g}" for n in self.captions[split]] if self.captions else self._ends(split)
+            table.add_row(split, str(self.totals[split]), *map(escape, cells))
         yield Group(table, *map(escape, self._lines()))
+
+    def _ends(self, split: str) -> list[str]:
+        ordered = sorted(self.counts[split].items(), key=lambda entry: entry[1])
+        return [f"{n} ({name})" for name, n in (ordered[0], ordered[-1])]
 
     def _lines(self) -> Iterator[str]:
         if self.sizes:
@@ -101,7 +109,15 @@ def survey(
         doubles,
         checked,
         {split: len(items) for split, items in splits.items()},
+        _said(splits),
     )
+
+
+def _said(splits: Mapping[str, Sequence[Item]]) -> dict[str, tuple[int, float, int]]:
+    numbers = {split: [len(item.captions) for item in items] for split, items in splits.items() if items}
+    if not any(map(any, numbers.values())):
+        return {}
+    return {split: (min(n), median(n), max(n)) for split, n in numbers.items()}
 
 
 def _look(item: Item, decoded: Decoded, whole: bool) -> tuple[tuple[int, int], str, str]:
@@ -123,11 +139,6 @@ def _look(item: Item, decoded: Decoded, whole: bool) -> tuple[tuple[int, int], s
 def _count(items: Sequence[Item], classes: Sequence[str]) -> dict[str, int]:
     counts = Counter(label for item in items for label in labels_of(item))
     return {name: counts[i] for i, name in enumerate(classes)}
-
-
-def _ends(counts: Mapping[str, int]) -> list[tuple[str, int]]:
-    ordered = sorted(counts.items(), key=lambda entry: entry[1])
-    return [ordered[0], ordered[-1]]
 
 
 def _spread(sizes: Sequence[tuple[int, int]]) -> dict[str, tuple[float, float]]:

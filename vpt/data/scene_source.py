@@ -12,7 +12,7 @@ from PIL import Image
 from vpt.data.item import DataError, Item
 from vpt.data.scenes import Kind, draw, kinds, scene
 
-__all__ = ["SceneSource", "open_scenes", "said"]
+__all__ = ["SceneSource", "held_out_pairs", "open_scenes", "said"]
 
 CLASSES, PICTURES = 40, 60  # of them 30 for train, 6 for val and 24 for test
 SIZE = 96
@@ -75,6 +75,13 @@ def open_scenes(text: str) -> SceneSource:
     if len(chosen) < classes:
         raise DataError(f"{text}: there are not so many scenes. Ask for fewer classes.")
     return SceneSource(text, tuple(chosen), pictures)
+
+
+def held_out_pairs() -> list[tuple[Kind, Kind]]:
+    """Every kind that is held out beside the same turned round, where that is held out too; none occurs twice,
+    nor told from its other shape."""
+    found = list(_pairs(held_out=True))
+    return list(zip(found[::2], found[1::2], strict=True))
 
 
 def _pairs(held_out: bool) -> Iterator[Kind]:

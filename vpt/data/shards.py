@@ -14,6 +14,8 @@ import re
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from shlex import quote
@@ -48,29 +50,60 @@ def open_shards(data: str | list[str], cache: Path) -> Files:
     name is the label.
     Shards called SPLIT-NNNNNN are that split. Raises DataError.
     """
+    found = read_shards(data, cache)
+    folder = Path(found.urls[0]).parent if _local(found.urls[0]) else None
+    where = some(found.urls, 2)
+    classes, labels = _labels(found, folder, where)
+    items = [found.item(sample, label) for sample, label in zip(found.samples, labels, strict=True)]
+    parts: dict[str, list[Item]] = {}
+    for sample, item in zip(found.samples, items, strict=True):
+        parts.setdefault(found.split(sample), []).append(item)
+    check_labels(items, classes, where)
+    return Files(found.name, classes, False, parts)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """urls: of the shards. samples: {key, shard, file, offset, size, cls, txt, json}, where shard is the place in
+    urls, and the texts are "" where there are none."""
+
+    name: str
+    urls: list[str]
+    samples: list[dict[str, Any]]
+
+    def item(self, sample: dict[str, Any], label: int = 0) -> Item:
+        """The picture of a sample."""
+        return Item(self.key(sample), label, sample["file"], sample["offset"], sample["size"])
+
+    def key(self, sample: dict[str, Any]) -> str:
+        """SHARD/KEY: keys recur between the shards of several splits."""
+        return f"{_stem(self.urls[sample['shard']])}/{sample['key']}"
+
+    def split(self, sample: dict[str, Any]) -> str:
+        """What the name of the sample's shard begins with; "all" where none begins with a split's name."""
+        return self._splits[sample["shard"]]
+
+    @cached_property
+    def _splits(self) -> list[str]:
+        prefixes = [re.sub(r"[-_.]?\d*$", "", _stem(url)) for url in self.urls]
+        known = any(map(split_name, prefixes))
+        return [(split_name(prefix) or prefix) if known else "all" for prefix in prefixes]
+
+
+def read_shards(data: str | list[str], cache: Path) -> Shards:
+    """Every sample that has a picture, with its texts as they are. Raises DataError; see ``open_shards``."""
     urls = data if isinstance(data, list) else _expand(data)
     samples = _index(urls, cache)
     if not samples:
         raise DataError(f"the shards {some(urls)} hold no samples. Wanted: members KEY.jpg and KEY.cls.")
-    folder = Path(urls[0]).parent if _local(urls[0]) else None
-    classes, labels = _labels(samples, folder, some(urls, 2))
-    prefixes = {url: re.sub(r"[-_.]?\d*$", "", _stem(url)) for url in urls}
-    known = any(split_name(prefix) for prefix in prefixes.values())
-    parts: dict[str, list[Item]] = {}
-    for sample, label in zip(samples, labels, strict=True):
-        url = urls[sample["shard"]]
-        split = (split_name(prefixes[url]) or prefixes[url]) if known else "all"
-        key = f"{_stem(url)}/{sample['key']}"
-        parts.setdefault(split, []).append(Item(key, label, sample["file"], sample["offset"], sample["size"]))
-    items = [item for part in parts.values() for item in part]
-    if len({item.key for item in items}) < len(items):
+    name = Path(urls[0]).parent.name if isinstance(data, list) else "/".join(data.split("/")[-2:])
+    found = Shards(name, urls, samples)
+    if len(set(map(found.key, samples))) < len(samples):
         raise DataError(
             f"some sample keys of {some(urls)} occur twice. Give each shard its own name, and each "
             "sample its own key."
         )
-    check_labels(items, classes, some(urls, 2))
-    name = Path(urls[0]).parent.name if isinstance(data, list) else "/".join(data.split("/")[-2:])
-    return Files(name, classes, False, parts)
+    return found
 
 
 def _expand(pattern: str) -> list[str]:
@@ -98,9 +131,9 @@ def _stem(url: str) -> str:
 
 
 def _index(urls: list[str], cache: Path) -> list[dict[str, Any]]:
-    """Samples {key, shard, file, offset, size, cls, name} in shard order, from the cache if it has them."""
+    """Samples, as ``Shards`` has them, in shard order, from the cache if it has them."""
     print_ = [[url, os.stat(url).st_size, os.stat(url).st_mtime_ns] if _local(url) else [url] for url in urls]
-    name = hashlib.sha256(json.dumps([1, print_]).encode()).hexdigest()[:24]
+    name = hashlib.sha256(json.dumps([2, print_]).encode()).hexdigest()[:24]
     index, blob = cache / f"{name}.json", cache / f"{name}.bin"
     if index.is_file():
         kept = json.loads(index.read_text(encoding="utf-8"))
@@ -134,15 +167,13 @@ def _samples(url: str, shard: int, blob: str, copy: BinaryIO) -> Iterator[dict[s
                     f"{url}: the sample {key!r} has no picture, only {some(members)}. Wanted: one of "
                     f"{', '.join(PICTURES)}; the members of a sample must be neighbours."
                 )
-            texts = {ext: members[ext].text for ext in _TEXTS if ext in members}
             yield {
                 "key": key,
                 "shard": shard,
                 "file": picture.file or blob,
                 "offset": picture.offset,
                 "size": picture.size,
-                "cls": texts.get("cls", "").strip(),
-                "name": texts.get("txt", "").strip() or _json_name(texts.get("json"), f"{url}: {key}.json"),
+                **{ext: members[ext].text if ext in members else "" for ext in _TEXTS},
             }
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(
@@ -183,36 +214,40 @@ def _remote(url: str) -> str:
     return f"pipe:aws s3 cp {quote(url)} -" if url.startswith("s3://") else url
 
 
-def _json_name(text: str | None, where: str) -> str:
+def json_in(sample: dict[str, Any]) -> dict[str, Any]:
+    """The sample's KEY.json, {} where it has none or another kind of value. Raises DataError."""
     try:
-        found = json.loads(text) if text else {}
+        found = json.loads(sample["json"]) if sample["json"] else {}
     except ValueError as error:
-        raise DataError(f"{where} is not JSON ({error}). Correct or remove it.") from error
-    name = found.get("name", "") if isinstance(found, dict) else ""
+        raise DataError(f"{sample['key']}.json is not JSON ({error}). Correct or remove it.") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _name(sample: dict[str, Any]) -> str:
+    name = sample["txt"].strip() or json_in(sample).get("name", "")
     return name.strip() if isinstance(name, str) else ""
 
 
-def _labels(
-    samples: list[dict[str, Any]], folder: Path | None, where: str
-) -> tuple[tuple[str, ...], list[int]]:
-    word = "cls" if any(s["cls"] for s in samples) else "name"
-    bare = [s["key"] for s in samples if not s[word]]
+def _labels(found: Shards, folder: Path | None, where: str) -> tuple[tuple[str, ...], list[int]]:
+    samples = [(s["key"], s["cls"].strip(), _name(s)) for s in found.samples]
+    word = 1 if any(cls for _, cls, _ in samples) else 2
+    bare = [s[0] for s in samples if not s[word]]
     if bare:
         raise DataError(
             f"{where}: {len(bare)} of {len(samples)} samples have no label: {some(bare)}. Wanted: KEY.cls "
             'with the class index, or the class name in KEY.txt or in KEY.json under "name".'
         )
-    if word == "name":
-        classes, numbers = encode([[s["name"]] for s in samples], folder, where)
+    if word == 2:
+        classes, numbers = encode([[name] for _, _, name in samples], folder, where)
         return classes, [n[0] for n in numbers]
-    wrong = [f"{s['key']} has {s['cls']!r}" for s in samples if not re.fullmatch(r"[+-]?\d+", s["cls"])]
+    wrong = [f"{key} has {cls!r}" for key, cls, _ in samples if not re.fullmatch(r"[+-]?\d+", cls)]
     if wrong:
         raise DataError(f"{where}: cls must be a class index; {some(wrong)}.")
-    classes, numbers = encode([[s["cls"]] for s in samples], folder, where)
+    classes, numbers = encode([[cls] for _, cls, _ in samples], folder, where)
     if folder is None or read_class_names(folder) is None:
         said: dict[int, set[str]] = {}
-        for sample, (label,) in zip(samples, numbers, strict=True):
-            said.setdefault(label, set()).add(sample["name"])
+        for (_, _, name), (label,) in zip(samples, numbers, strict=True):
+            said.setdefault(label, set()).add(name)
         # a txt that differs within a class is a caption, not the class name
         if all(len(names) == 1 and "" not in names for names in said.values()):
             classes = distinct(tuple(said.get(i, {str(i)}).copy().pop() for i in range(len(classes))), where)

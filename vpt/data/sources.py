@@ -51,10 +51,10 @@ def open_source(data: str | Path, root: str | Path | None = None) -> Source:
         from vpt.data.manifest import open_manifest
 
         return open_manifest(path)
-    if (shards := _shards_in(path)) or (not path.is_dir() and (".tar" in text or "::" in text)):
+    if shards := as_shards(data):
         from vpt.data.shards import open_shards
 
-        return open_shards(shards or text, cache_folder(root) / "shards")
+        return open_shards(shards, cache_folder(root) / "shards")
     if path.is_dir():
         from vpt.data.folder import open_folder
 
@@ -62,7 +62,11 @@ def open_source(data: str | Path, root: str | Path | None = None) -> Source:
     raise DataError(f"no data at {text!r}. Wanted: {KINDS}.")
 
 
-def _shards_in(path: Path) -> list[str]:
-    """Files called SPLIT-NNNNNN.tar or SPLIT-NNNNNN.tar.gz, sorted; five digits at least."""
-    names = os.listdir(path) if path.is_dir() else []
-    return sorted(str(path / name) for name in names if re.fullmatch(r".+-\d{5,}\.tar(\.gz)?", name))
+def as_shards(data: str | Path) -> str | list[str] | None:
+    """The shards that ``data`` names: its own text where it is a pattern, the sorted files of a folder that holds
+    SPLIT-NNNNNN.tar or SPLIT-NNNNNN.tar.gz (five digits at least), or None."""
+    text, path = str(data), Path(data)
+    if path.is_dir():
+        names = [name for name in os.listdir(path) if re.fullmatch(r".+-\d{5,}\.tar(\.gz)?", name)]
+        return sorted(str(path / name) for name in names) or None
+    return text if ".tar" in text or "::" in text else None
