@@ -66,6 +66,29 @@ def test_errors_end_in_a_sentence_and_a_status(
             main(["methods"])
 
 
+@pytest.mark.parametrize(
+    ("argv", "goes_on"),
+    [
+        (["test-time", "--out", "results.jsonl"], True),
+        (["test-time", "--out=results.jsonl"], True),
+        (["test-time", "--output=results.jsonl"], False),
+        (["test-time"], False),
+        (["fit"], True),
+        (["predict", "--out=there"], False),
+    ],
+)
+def test_a_stopped_command_says_whether_the_same_goes_on(
+    argv: list[str], goes_on: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(command: str, argv: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    for module in ("vpt.cli.test_time", "vpt.cli.fit", "vpt.cli.use"):
+        monkeypatch.setattr(f"{module}.run", stop)
+    assert main(argv) == 130
+    assert ("goes on where it stopped" in capsys.readouterr().err) == goes_on
+
+
 @pytest.fixture
 def prompt_file(tmp_path: Path) -> str:
     rows = {Site("image", "0", "prefix"): torch.zeros(2, 4)}

@@ -79,7 +79,8 @@ def _run(argv: list[str]) -> int:
     except RuntimeError as error:
         return _say(error, 1)
     except KeyboardInterrupt:
-        goes_on = command in ("fit", "compare", "table") or (command == "test-time" and "--out" in argv)
+        kept = any(word.split("=")[0] == "--out" for word in argv)
+        goes_on = command in ("fit", "compare", "table") or (command == "test-time" and kept)
         more = " The same command goes on where it stopped." if goes_on else ""
         print(f"\nvpt: stopped.{more}", file=sys.stderr)
         return 130
