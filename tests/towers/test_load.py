@@ -158,6 +158,22 @@ def test_the_label_names_what_is_needed_to_load_again(random: Backbone) -> None:
     assert label["libraries"].keys() == {"torch", "timm"}
 
 
+def test_a_backbone_is_hashed_once(random: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Any] = []
+
+    def counted(*given: Any) -> str:
+        hashed.append(given)
+        return fingerprint(*given)
+
+    monkeypatch.setattr("vpt.towers.backbone.fingerprint", counted)
+    fresh = replace(random)
+    fresh.label()["fingerprints"].clear()  # a label is the caller's own
+    assert fresh.label()["fingerprints"] == {"image": fingerprint(random.image, random.preprocessing)}
+    assert len(hashed) == 1
+    other = replace(fresh, preprocessing={**fresh.preprocessing, "mean": (0, 0, 0)})
+    assert other.fingerprints != fresh.fingerprints
+
+
 def changed(model: nn.Module, f: Callable[[nn.Module], object]) -> nn.Module:
     twin = copy.deepcopy(model)
     with torch.no_grad():

@@ -78,10 +78,15 @@ class Backbone:
         """The network's own classifier, of the stream at "normed"; None where it has none."""
         return self.image.logits  # type: ignore[return-value]
 
-    def label(self) -> dict[str, Any]:
-        """What a prompt set says of its backbone: name, options, fingerprints, library versions."""
-        prints = {
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the towers, by name; hashed once, since the weights are frozen. A file is checked against them anew."""
+        return {
             n: fingerprint(t, self.preprocessing if n == "image" else None) for n, t in self.towers.items()
         }
+
+    def label(self) -> dict[str, Any]:
+        """What a prompt set says of its backbone: name, options, fingerprints, library versions."""
         libraries = {lib: version(lib) for lib in ("torch", self.library)}
+        prints = dict(self.fingerprints)
         return {"name": self.name, **self.options, "fingerprints": prints, "libraries": libraries}
