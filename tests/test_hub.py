@@ -214,8 +214,8 @@ def test_a_second_push_replaces_and_a_private_one_says_so(hub: Hub, tmp_path: Pa
 
 
 def test_a_name_without_user_goes_to_ones_own_account(hub: Hub, tmp_path: Path) -> None:
-    assert push(write(tmp_path / "a.safetensors"), "flowers") == f"{hub.url}/me/flowers"
-    assert b'vpt.pull("me/flowers")' in hub.repos["me/flowers"]["README.md"]
+    assert push(write(tmp_path / "a.safetensors"), "my_flowers") == f"{hub.url}/me/my_flowers"
+    assert b'vpt.pull("me/my_flowers")' in hub.repos["me/my_flowers"]["README.md"]
 
 
 def test_what_is_no_prompt_set_is_refused_before_any_call(hub: Hub, tmp_path: Path) -> None:

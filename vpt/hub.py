@@ -23,7 +23,6 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 from jinja2 import ChainableUndefined, Environment
-from markupsafe import Markup
 
 from vpt.header import BLANK, BadPromptFile, Header, read_header, sealed
 
@@ -189,12 +188,10 @@ def card(header: Header, repo: str = "USER/NAME") -> str:
         autoescape=False, undefined=ChainableUndefined, finalize=_cell, trim_blocks=True, lstrip_blocks=True
     )
     front = _front(header)
-    body = environment.from_string(
-        TEMPLATE
-    ).render(
+    body = environment.from_string(TEMPLATE).render(
         about=about,
         header=header,
-        repo=Markup(repo),  # in code, where nothing is escaped; names of repositories need no escaping
+        repo=repo,
         method=_method(header),
         options=_mapping(about, "method", "options"),
         backbone=_mapping(about, "backbone"),
@@ -247,7 +244,7 @@ def _cell(value: Any) -> Any:
         return f"{value:.4g}"
     if isinstance(value, (list, tuple)):
         return ", ".join(str(_cell(v)) for v in value)
-    if isinstance(value, Markup):
+    if hasattr(value, "__html__"):  # marked safe, since it stands in code, where nothing is escaped
         return value
     text = " ".join(str(value).split())
     for mark in ("\\", "|", "`", "<", "[", "*", "_"):
@@ -268,7 +265,7 @@ They were learned on a local checkpoint of it, which `load_prompts` takes as its
 
 ```python
 import vpt
-tuned = vpt.load_prompts(vpt.pull("{{ repo }}"))
+tuned = vpt.load_prompts(vpt.pull("{{ repo | safe }}"))
 print(tuned.predict("picture.jpg"))
 ```
 
