@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from vpt.cli.plan import plan_of
+from vpt.cli.plan import add_options, plan_of
 
 __all__ = ["run"]
 
@@ -65,22 +65,12 @@ def _arguments() -> argparse.ArgumentParser:
         description="Train several methods on the same pictures, splits and budget. A comparison that was "
         "stopped goes on where it was.",
     )
-    parser.add_argument("--config", help="YAML: model, data, task, seeds, methods (names or mappings)")
     parser.add_argument("--data", help="folder, manifest, shards, torchvision:NAME, digits or emoji")
-    parser.add_argument("--model", help="timm/NAME[.TAG] or starter/NAME")
-    parser.add_argument("--methods", help="names, comma separated")
-    parser.add_argument("--seeds", help="numbers, comma separated")
     parser.add_argument(
         "--search-once", action="store_true", help="choose among rates on the first seed only, for all seeds"
     )
     parser.add_argument("--shots", type=int, help="pictures a class")
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument(
-        "--lr", help="for all methods: rates to choose from on val, comma separated, or search"
-    )
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--out", required=True, help="folder for the runs, results.json and the table")
+    add_options(parser, KEYS)
     return parser
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vpt.cli.names import positive
+
 __all__ = ["run"]
 
 
@@ -48,17 +50,11 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", default="demo-out", help="folder for the page, pictures, tables and prompt files"
     )
-    parser.add_argument("--shots", type=_positive, help="training pictures a class")
-    parser.add_argument("--epochs", type=_positive)
+    parser.add_argument("--shots", type=positive, help="training pictures a class")
+    parser.add_argument("--epochs", type=positive)
     parser.add_argument("--seeds", type=_seeds, help="numbers, comma separated")
     parser.add_argument("--device", default="auto")
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
-    return int(text)
 
 
 def _seeds(text: str) -> tuple[int, ...]:

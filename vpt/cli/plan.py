@@ -8,9 +8,23 @@ from typing import Any
 
 from vpt.cli.config import MAIN, checked, rates, read_yaml
 
-__all__ = ["SEARCHES", "numbers", "plan_of"]
+__all__ = ["SEARCHES", "add_options", "numbers", "plan_of"]
 
 SEARCHES = ("every seed", "first seed")  # on which learning rates are chosen
+
+
+def add_options(parser: argparse.ArgumentParser, keys: Sequence[str]) -> None:
+    """What both commands take; keys: of their YAML."""
+    add = parser.add_argument
+    add("--config", help=f"YAML with {', '.join(keys)}; options win over it")
+    add("--model", help="open_clip/NAME[:TAG], timm/NAME[.TAG], hf/REPO or starter/NAME")
+    add("--methods", help="names, comma separated")
+    add("--seeds", help="numbers, comma separated")
+    add("--epochs", type=int)
+    add("--lr", help="for all methods: rates to choose from on val, comma separated, or search")
+    add("--device", default="auto")
+    add("--precision", default="auto")
+    add("--out", required=True, help="folder for the runs, results.json and the table")
 
 
 def plan_of(

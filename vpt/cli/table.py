@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from vpt.cli.plan import numbers, plan_of
+from vpt.cli.plan import add_options, numbers, plan_of
 
 __all__ = ["run"]
 
@@ -95,26 +95,16 @@ def _arguments(explain: bool = False) -> argparse.ArgumentParser:
     )
     parser.add_argument("--source", help="what is trained on: a name or a path (cross-dataset, domain-shift)")
     parser.add_argument("--skip-missing", action="store_true", help="leave out data sets that are not there")
-    parser.add_argument("--methods", help="names, comma separated")
-    parser.add_argument("--config", help=f"YAML with {', '.join(KEYS)}; options win over it")
-    parser.add_argument("--model", help="open_clip/NAME[:TAG], timm/NAME[.TAG], hf/REPO or starter/NAME")
     parser.add_argument("--shots", help="pictures a class, comma separated")
-    parser.add_argument("--seeds", help="numbers, comma separated")
-    parser.add_argument("--epochs", type=int)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--augment", help="random views of training pictures: none, flip, crop, ..")
     parser.add_argument("--views", type=int, help="how many fixed ones; 0: fresh ones every epoch")
-    parser.add_argument(
-        "--lr", help="for all methods: rates to choose from on val, comma separated, or search"
-    )
     parser.add_argument(
         "--recipe",
         choices=RECIPES,
         help="whether epochs, batches and rates are those of the papers; scaled if not said",
     )
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--out", required=True, help="folder for the runs, results.json and the table")
+    add_options(parser, KEYS)
     return parser
 
 

@@ -6,6 +6,8 @@ import argparse
 import json
 from typing import Any
 
+from vpt.cli.names import positive
+
 __all__ = ["run"]
 
 
@@ -65,13 +67,13 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--words", help='start from these words, "a photo of a" by default; {} marks the name'
     )
-    parser.add_argument("--views", type=_positive, default=64, help="of a picture, itself included")
+    parser.add_argument("--views", type=positive, default=64, help="of a picture, itself included")
     parser.add_argument(
         "--fraction", type=float, help="of views kept, 0.1 for tpt and 0.3 for zero by default"
     )
-    parser.add_argument("--steps", type=_positive, default=1, help="of tpt")
+    parser.add_argument("--steps", type=positive, default=1, help="of tpt")
     parser.add_argument("--lr", type=float, default=5e-3, help="of tpt")
-    parser.add_argument("--side", type=_positive, default=8, help="pictures side by side; changes no result")
+    parser.add_argument("--side", type=positive, default=8, help="pictures side by side; changes no result")
     parser.add_argument("--out", help="file of JSON lines, one a picture; a killed run goes on from it")
     parser.add_argument("--seed", type=int, help="of split and views")
     parser.add_argument("--val", type=float, help="share split off for val, as in vpt fit")
@@ -84,12 +86,6 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser.add_argument("--precision", choices=("auto", "float32", "bf16"), default="float32")
     parser.add_argument("--json", action="store_true")
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
-    return int(text)
 
 
 def _start(args: argparse.Namespace) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vpt.cli.names import class_names
+from vpt.cli.names import class_names, positive
 from vpt.header import Header, read_header
 
 __all__ = ["run"]
@@ -30,14 +30,8 @@ def _parser(command: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--model", help="backbone, where it is not the one that the file names")
     parser.add_argument("--weights", help="local checkpoint of the backbone")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--batch-size", type=_positive)
+    parser.add_argument("--batch-size", type=positive)
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
-    return int(text)
 
 
 def _header(path: str) -> Header:
@@ -54,7 +48,7 @@ def _header(path: str) -> Header:
 def _predict(argv: list[str]) -> None:
     parser = _parser("predict", "Name the classes of pictures.")
     parser.add_argument("pictures", nargs="+", help="picture files, or folders of them")
-    parser.add_argument("--top", type=_positive, default=1, help="classes a picture")
+    parser.add_argument("--top", type=positive, default=1, help="classes a picture")
     parser.add_argument(
         "--classes", help="other names to choose from, for prompts that say names: a,b,c or a file"
     )
