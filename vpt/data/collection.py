@@ -63,7 +63,7 @@ def _source(data: str | Path, root: str | Path | None) -> Source:
     text, path = str(data), Path(data)
     if path.is_file() and is_picture(path):
         return Files(path.name, (), False, {"all": [Item(path.name, 0, str(path))]})
-    if text.startswith("scenes:") and "x" not in text or (text == "scenes" and not path.exists()):
+    if (text.startswith("scenes:") and "x" not in text) or (text == "scenes" and not path.exists()):
         return open_captions(text)
     if path.suffix.lower() in FILES:
         return open_caption_file(path, root, bare=True, needed=False)
