@@ -16,6 +16,8 @@ COMMANDS = {
     "predict": ("vpt.cli.use", "name the classes of pictures with a prompt file"),
     "validate": ("vpt.cli.use", "measure a prompt file on the val split of a data set"),
     "test": ("vpt.cli.use", "measure a prompt file on the test split of a data set"),
+    "index": ("vpt.cli.index", "embed a collection of pictures for search: build, add, remove, info"),
+    "search": ("vpt.cli.search", "find pictures of an index by words, by a picture or by a concept"),
     "test-time": ("vpt.cli.test_time", "adapt a CLIP to each test picture on its own (TPT, ZERO)"),
     "inspect": ("vpt.cli.inspect", "say what a prompt file holds (needs no torch)"),
     "methods": ("vpt.cli.lists", "list the methods and baselines"),
@@ -80,7 +82,11 @@ def _run(argv: list[str]) -> int:
         return _say(error, 1)
     except KeyboardInterrupt:
         kept = any(word.split("=")[0] == "--out" for word in argv)
-        goes_on = command in ("fit", "compare", "table") or (command == "test-time" and kept)
+        goes_on = (
+            command in ("fit", "compare", "table")
+            or argv[:2] == ["index", "build"]
+            or (command == "test-time" and kept)
+        )
         more = " The same command goes on where it stopped." if goes_on else ""
         print(f"\nvpt: stopped.{more}", file=sys.stderr)
         return 130

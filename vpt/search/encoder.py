@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,22 @@ from vpt.towers.backbone import Backbone
 from vpt.towers.load import load
 from vpt.towers.tokens import PLACEHOLDER
 
-__all__ = ["Encoder", "placeholders"]
+__all__ = ["Encoder", "opened", "placeholders"]
 
 
 def placeholders(prompts: PromptSet) -> list[str]:
     """Names that a sentence can hold in angle brackets: those of a set's rows in the text tower, such as "my-mug"."""
     slots = dict.fromkeys(s.slot for s in prompts.rows if s.tower == "text" and PLACEHOLDER.fullmatch(s.slot))
     return [slot[1:-1] for slot in slots]
+
+
+def opened(label: Mapping[str, Any], device: str = "auto") -> Backbone:
+    """The backbone of a label (name, weights, size, pretrained) on a device; raises as ``towers.load.load`` does."""
+    where = resolve_device(device)
+    backbone = load(label["name"], **{k: label[k] for k in ("pretrained", "weights", "size") if k in label})
+    for tower in backbone.towers.values():
+        tower.model.to(where)
+    return backbone
 
 
 class Encoder:
@@ -85,24 +94,16 @@ class Encoder:
 
         Raises BadPromptFile, FileNotFoundError, and ValueError as the constructor does, or where nothing is named.
         """
-        where = resolve_device(device)
         files = [Path(f) for f in ([prompts] if prompts else []) + list(concepts)]
         sets = [PromptSet.load(f) for f in files]
-        made: dict[str, Any] = next(
-            (s.about["backbone"] for s in sets if (s.about.get("backbone") or {}).get("name")), {}
-        )
-        name = model or made.get("name")
-        if not name:
+        labels: list[dict[str, Any]] = [s.about.get("backbone") or {} for s in sets]
+        made: dict[str, Any] = next((label for label in labels if label.get("name")), {})
+        if not (name := model or made.get("name")):
             raise ValueError("which backbone? Give a model, or a prompt file that names one.")
-        options = {
-            k: made[k] for k in ("pretrained", "weights", "size") if k in made and name == made["name"]
-        }
-        options |= {k: v for k, v in (("weights", weights), ("size", size)) if v}
-        backbone = load(name, **options)
-        for tower in backbone.towers.values():
-            tower.model.to(where)
-        first = sets[0] if prompts else None
-        return cls(backbone, first, sets[1:] if prompts else sets, precision=precision)
+        typed = {"name": name, "weights": weights, "size": size}
+        asked = {k: v for k, v in typed.items() if v}
+        backbone = opened({**(made if name == made.get("name") else {}), **asked}, device)
+        return cls(backbone, sets[0] if prompts else None, sets[1:] if prompts else sets, precision=precision)
 
     @cached_property
     def _about(self) -> dict[str, Any]:

@@ -116,7 +116,7 @@ class FaissVectors:
             raise ValueError(
                 f"this index is read only: {self.about}. Build one of kind ivf or flat to change it."
             )
-        given = checked(vectors, self.width, "vectors")
+        given = checked(vectors, self.width, "vectors").copy()
         if len(given) != len(ids) or len(set(ids)) != len(ids):
             raise ValueError(f"{len(given)} vectors came with {len(set(ids))} different ids of {len(ids)}.")
         lengths = np.linalg.norm(given, axis=1)
@@ -125,6 +125,7 @@ class FaissVectors:
             raise ValueError(
                 f"the vector of {ids[worst]!r} is {lengths[worst]:g} long, wanted 1. Normalise it."
             )
+        given /= lengths[:, None]
         self.remove([i for i in ids if i in self._numbers])
         start = len(self._ids)
         self._faiss.add_with_ids(given, np.arange(start, start + len(ids), dtype=np.int64))
