@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 import threading
@@ -195,7 +196,7 @@ def test_no_server_is_said() -> None:
         open_vectors("qdrant:http://127.0.0.1:9/pictures", 8)
 
 
-def test_without_the_extra_one_is_told_what_to_install() -> None:
-    code = "import sys; sys.modules['qdrant_client'] = None; import vpt.search.qdrant"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "pip install 'visual-prompt-tuning[qdrant]'" in run.stderr
+def test_without_the_extra_one_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "qdrant_client", None)
+    with pytest.raises(ImportError, match=r"pip install 'visual-prompt-tuning\[qdrant\]'"):
+        runpy.run_path(qdrant.__file__)
