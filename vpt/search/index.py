@@ -206,7 +206,8 @@ class Index:
                 f"build --out {self.folder}.",
                 stacklevel=2,
             )
-        found = open_database(self.manifest.store, self.manifest.encoder["width"]) or self._open_faiss()
+        found = open_database(self.manifest.store, self.manifest.encoder["width"])
+        found = self._open_faiss() if found is None else found  # an empty one is false
         if len(found) < self.manifest.count:
             raise BadIndex(
                 f"{self.manifest.store} holds {len(found)} of the {self.manifest.count} vectors of {self.folder}. Fill "
