@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 
 from vpt.data.item import DataError
@@ -171,3 +172,19 @@ def test_what_needs_classes_is_refused(make, told):
         make(val=0.0).captions("val")
     with pytest.raises(DataError, match="no pictures with captions at 'digits'"):
         make("digits").setup()
+
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "data").glob("captions-*.yaml"))
+
+
+def test_there_is_a_config_for_each_kind() -> None:
+    kinds = {path.stem.removeprefix("captions-") for path in CONFIGS}
+    assert kinds == {"shards", "folder", "manifest", "coco", "scenes"}
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_of_captions_builds(file: Path) -> None:
+    data = ImageData(**yaml.safe_load(file.read_text())["data"])
+    assert data.captioned
+    if data.path.startswith("scenes"):
+        assert data.protocol()["counts"] == {"train": 480, "val": 80, "test": 240}
