@@ -33,7 +33,7 @@ def test_columns_that_were_asked_for_in_both_formats(tmp_path):
 def test_text_and_whole_numbers_only():
     assert [text_in(Path("m"), "row 0", "x", value) for value in (None, " a ", 3)] == ["", "a", "3"]
     for value in (True, 0.5, b"x", ["a"]):
-        with pytest.raises(DataError, match="m, row 0: x is .* Wanted: text or a whole number"):
+        with pytest.raises(DataError, match=r"m, row 0: x is .* Wanted: text or a whole number"):
             text_in(Path("m"), "row 0", "x", value)
 
 
