@@ -187,11 +187,7 @@ def test_a_network_of_pictures_alone_is_searched_by_picture() -> None:
         e.texts(["a cat"])
     about = {"head": {"reads": "features"}, "classes": ["a", "b"]}
     head = {"weight": torch.zeros(2, 32), "bias": torch.zeros(2)}
-    prompts = PromptSet(
-        {Site("image", "0", "prefix"): rows(2, 32, 1)},
-        head,
-        about={"head": {"reads": "features"}, "classes": ["a", "b"]},
-    )
+    prompts = PromptSet({Site("image", "0", "prefix"): rows(2, 32, 1)}, head, about=about)
     with torch.no_grad():
         pixels = backbone.preprocess(picture())[None]
         want = F.normalize(encode(backbone.image, pixels, prompts.rows), dim=-1).numpy()
