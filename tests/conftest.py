@@ -72,13 +72,15 @@ def tiny_clip() -> Backbone:
 
     from vpt.towers.load_clip import backbone_of
 
-    model = open_clip.model.CLIP(
-        16,
-        vision_cfg=open_clip.model.CLIPVisionCfg(
-            layers=3, width=32, head_width=16, patch_size=8, image_size=32
-        ),
-        text_cfg=open_clip.model.CLIPTextCfg(width=24, heads=2, layers=3),
-    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = open_clip.model.CLIP(
+            16,
+            vision_cfg=open_clip.model.CLIPVisionCfg(
+                layers=3, width=32, head_width=16, patch_size=8, image_size=32
+            ),
+            text_cfg=open_clip.model.CLIPTextCfg(width=24, heads=2, layers=3),
+        )
     model.visual.preprocess_cfg = {"size": 32}
     return backbone_of(_shaken(model, 0.5), "open_clip/tiny", "ViT-B-32")
 

@@ -29,7 +29,7 @@ def test_single_label_metrics(scored):
     logits, target = scored
     objective = Classify("abcdefg")
     scores = objective.scores(logits)
-    metrics = objective.metrics()
+    metrics = objective.metric()
     for part in (slice(0, 25), slice(25, None)):
         metrics.update(scores[part], target[part])
     found = {k: float(v) for k, v in metrics.compute().items()}
@@ -54,7 +54,7 @@ def test_several_labels(scored):
     p = logits.sigmoid()
     want = -(target * p.log() + (1 - target) * (1 - p).log()).mean()
     assert torch.allclose(objective.loss(logits, target), want, atol=1e-6)
-    metrics = objective.metrics()
+    metrics = objective.metric()
     metrics.update(objective.scores(logits), target)
     assert float(metrics.compute()["map"]) == pytest.approx(
         average_precision_score(target, p, average="macro")
@@ -64,5 +64,5 @@ def test_several_labels(scored):
 
 
 def test_five_classes_or_fewer_have_no_top5():
-    assert "top5" not in Classify("abcde").metrics()
-    assert "top5" in Classify("abcdef").metrics()
+    assert "top5" not in Classify("abcde").metric()
+    assert "top5" in Classify("abcdef").metric()

@@ -120,6 +120,25 @@ def test_texts_of_many_users_are_those_one_by_one_in_one_pass(
     torch.testing.assert_close(unit, nn.functional.normalize(want, dim=-1), rtol=1e-5, atol=1e-5)
 
 
+def test_captions_are_said_as_each_set_says_them(tiny_clip: Backbone, passes: list[str]) -> None:
+    sets = []
+    for i, label in enumerate(("coop", "coop, middle", "deep", "zero-shot", "ensemble")):
+        tuned = tuned_on(tiny_clip, *USERS[label], seed=i)
+        sets.append(
+            Tuned(tiny_clip, replace(tuned.prompts, about={**tuned.prompts.about, "task": "retrieve"}))
+        )
+    long = " ".join(["two dogs  run"] * 40)  # loses its last words
+    asked = shuffled([(t, text) for t in sets[:4] for text in (long, "a <b> cat")])
+    asked += [(sets[0], "beside <ctx> a dog"), (tuned_on(tiny_clip, *USERS["coop, front"], seed=9), "a dog")]
+    want = torch.cat([tuned.encode_text(text) for tuned, text in asked])
+    passes.clear()
+    same(encode_texts(asked), want)
+    assert len(passes) < 4
+    torch.testing.assert_close(
+        encode_texts([(sets[4], long)]), sets[4].encode_text(long), rtol=1e-5, atol=1e-5
+    )
+
+
 def test_users_who_write_nothing_read_alike(users: dict[str, Tuned]) -> None:
     """Rows in the image tower only: no text tower hears of them."""
     a, b, c = encode_texts([(users[k], "cat") for k in ("pictures only", "a head", "coop")])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import count, product
 
 import numpy as np
 from PIL import Image
@@ -37,16 +37,18 @@ class CaptionScenes:
     multilabel: bool = field(default=False, init=False)
 
     def splits(self) -> dict[str, list[Item]]:
+        number = count()
         return {
             split: [
-                Item(f"{split}/{s.index:06d}", 0, split, i, captions=tuple(captions(s)))
-                for i, s in enumerate(scenes)
+                Item(f"{split}/{s.index:06d}", 0, offset=next(number), captions=tuple(captions(s)))
+                for s in scenes
             ]
             for split, scenes in self.scenes.items()
         }
 
     def read(self, item: Item) -> Image.Image:
-        return draw(self.scenes[item.file][item.offset], SIZE)
+        every = [scene for scenes in self.scenes.values() for scene in scenes]
+        return draw(every[item.offset], SIZE)
 
 
 def open_caption_scenes(text: str) -> CaptionScenes:

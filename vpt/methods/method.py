@@ -26,13 +26,17 @@ class Say:
     """The frozen text tower: features as it gives them, not normalised.
 
     classes: the K class names, as the data have them.  encode: features [N, out] of N whole sentences.
+    captions: features [K, out] where the classes are captions: whole sentences, which no template is put around.
     """
 
     classes: tuple[str, ...]
     encode: Callable[[Sequence[str]], Tensor]
+    captions: Tensor | None = None
 
     def __call__(self, template: str) -> Tensor:
         """Features [K, out] of the class names in a template such as "a photo of a {}."."""
+        if self.captions is not None:
+            return self.captions
         return self.encode([template.replace("{}", readable(name)) for name in self.classes])
 
 
@@ -44,6 +48,7 @@ class Seen:
         None for a method with a head.
     scale, bias: of logits between pictures and texts.
     frozen: un-prompted image features [batch, out] of the same views, for methods that ``need`` them.
+    plain: features [K, out] of captions by the frozen text tower, where an objective asks for them.
     taught: what :meth:`Method.teach` returned.
     read: outputs of rows behind the final norm, [batch, n, width] by slot, for methods that ``read`` them.
     own: the names are of classes that were trained on; a method may tell others otherwise.
@@ -55,6 +60,7 @@ class Seen:
     scale: float = 1.0
     bias: float = 0.0
     frozen: Tensor | None = None
+    plain: Tensor | None = None
     taught: Mapping[str, Tensor] = field(default_factory=dict)
     read: Mapping[str, Tensor] = field(default_factory=dict)
     own: bool = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from torchmetrics.classification import (
     MultilabelAveragePrecision,
     MultilabelF1Score,
 )
+
+from vpt.objectives.objective import Model
 
 __all__ = ["Classify"]
 
@@ -41,7 +43,26 @@ class Classify:
         """The metric that selects: top-1 accuracy, or mean average precision."""
         return "map" if self.multilabel else "top1"
 
-    def metrics(self) -> MetricCollection:
+    def step(
+        self, model: Model, inputs: Any, batch: Mapping[str, Any], epoch: int
+    ) -> tuple[Any, Callable[[Tensor], Tensor]]:
+        """What the model saw, and the loss of its logits; ``target`` in the batch stands in for its labels (mixup)."""
+        target = batch.get("target", batch["label"])
+        return model.see(inputs, batch.get("frozen")), lambda logits: self.loss(logits, target)
+
+    def more(self, seen: Any) -> Mapping[str, Tensor]:
+        """Terms beside the method's own: none."""
+        return {}
+
+    def observe(self, metric: MetricCollection, model: Model, inputs: Any, batch: Mapping[str, Any]) -> None:
+        """Put a batch into the metrics."""
+        metric.update(self.scores(model(inputs)), self.targets(batch))
+
+    def result(self, metric: MetricCollection, model: Model) -> dict[str, Tensor]:
+        """Values by name."""
+        return metric.compute()
+
+    def metric(self) -> MetricCollection:
         """top1, top5 (above 5 classes), mean accuracy a class, calibration error; map and f1 for several labels."""
         k = len(self.classes)
         if self.multilabel:

@@ -141,7 +141,7 @@ def _record(key: str, label: int, scores: Tensor) -> dict[str, Any]:
 
 def _metrics(classes: Sequence[str], records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The objective's metrics, which need a picture's most probable classes alone."""
-    metrics = Classify(classes).metrics()
+    metrics = Classify(classes).metric()
     for at in range(0, len(records), 256):
         part = records[at : at + 256]
         scores = torch.zeros(len(part), len(classes))

@@ -10,16 +10,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vpt.encode import advance, encode, first
 from vpt.methods import METHODS, method_class
 from vpt.methods.method import Method, Say, Seen
 from vpt.prompt import Context, Rows, Site
 from vpt.promptset import PromptSet
-from vpt.text import encode_text, lay
+from vpt.tasks.speech import Speech
+from vpt.text import encode_text
 from vpt.tower import Stream, Tower
 from vpt.towers.backbone import Backbone
-from vpt.towers.tokens import readable
 
 __all__ = ["Learner", "build_method"]
 
@@ -63,6 +64,9 @@ class Learner(nn.Module):
     Frozen towers are no submodules, so checkpoints and DDP do not see them; a copy that learns is.
     packed: sentences as trees; False is the plain way.
     own: the classes are among those trained on.
+    captions: the classes are captions, whole sentences: they are said behind the method's rows, without its words.
+    needs: frozen features are asked for, whether or not the method needs them.
+    chunk: pictures that backward computes anew at a time; 0: none.
     """
 
     def __init__(
@@ -75,6 +79,9 @@ class Learner(nn.Module):
         zero_head: bool = True,
         packed: bool = True,
         own: bool = True,
+        captions: bool = False,
+        needs: bool = False,
+        chunk: int = 0,
     ) -> None:
         super().__init__()
         self.method, self.classes = method, tuple(classes)
@@ -98,8 +105,11 @@ class Learner(nn.Module):
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
         self.scale, self.bias = backbone.scale, backbone.bias
-        self.packed, self.own = packed, own
-        self._backbone = (backbone,)
+        self.own, self.chunk, self.needs = own, chunk, needs or method.needs
+        grouped = method.class_specific
+        self.speech = Speech(
+            backbone, method.sentence, self._rows_of, grouped=grouped, captions=captions, packed=packed
+        )
         # what follows from names and frozen weights, or from rows while not training
         self._kept: dict[str, Any] = {}
 
@@ -133,32 +143,73 @@ class Learner(nn.Module):
         stage = first(self.tower, self.sites)
         return "normed" if self.method.output == "logits" and stage == self.tower.stages[-1] else stage
 
-    def see(self, inputs: Tensor | Stream, frozen: Tensor | None = None) -> Seen:
-        """Features and logits of one step. frozen: un-prompted image features, where they are known already."""
+    def see(
+        self, inputs: Tensor | Stream, frozen: Tensor | None = None, chosen: Tensor | None = None
+    ) -> Seen:
+        """Features and logits of one step.
+
+        frozen: un-prompted image features, where they are known already.  chosen: numbers of the classes to compare
+        with, by default all.
+        """
+        seen, rows = self._pictures(inputs, frozen)
+        if self.head is not None:
+            features = seen.image.float()
+            features = F.normalize(features, dim=-1) if self.method.output == "normalised" else features
+            return replace(seen, logits=self.head(features))
+        plain = self._plain(chosen) if self.speech.captions and self.needs else None
+        text = self._texts(rows, len(seen.image), chosen)
+        seen = replace(seen, text=text, scale=self.scale, bias=self.bias, plain=plain, own=self.own)
+        seen = replace(seen, taught=self.taught(chosen))
+        return replace(seen, logits=self.rate(seen))
+
+    def rate(self, seen: Seen, *, image: Tensor | None = None, text: Tensor | None = None) -> Tensor:
+        """Logits of what was seen, or of other features in the place of those."""
+        image, text = seen.image if image is None else image, seen.text if text is None else text
+        return self.method.logits(replace(seen, image=image, text=text))
+
+    def look(self, inputs: Tensor | Stream) -> Tensor:
+        """Features [batch, out] of pictures."""
+        return self._pictures(inputs, None)[0].image
+
+    def read(self, texts: Sequence[str]) -> Tensor:
+        """Features [N, out] of names, or of captions, that need not be the learner's own."""
+        text, own = self.towers[1], self.method.texts(self.say(texts))
+        assert text is not None
+        return self.speech.encode(text, texts, self.method(self.context())) if own is None else own
+
+    def _pictures(self, inputs: Tensor | Stream, frozen: Tensor | None) -> tuple[Seen, Rows]:
+        """Image features, and the rows that were written."""
         x, method = inputs.x if isinstance(inputs, Stream) else inputs, self.method
         writes = first(self.tower, self.sites) != self.tower.stages[-1]
         # losses compare with them, rows may depend on them, and without rows they are the features
-        if method.needs and frozen is None and (self.training or method.per_sample or not writes):
+        if self.needs and frozen is None and (self.training or method.per_sample or not writes):
             with torch.no_grad():
                 frozen = encode(self.frozen[0], inputs)
         rows = method(self.context(len(x), frozen))
-        if method.needs and not writes:
+        if self.needs and not writes:
             assert frozen is not None
-            seen = Seen(frozen)
-        elif method.output == "logits":
+            return Seen(frozen, frozen=frozen), rows
+        if method.output == "logits":
             assert self.tower.logits is not None
             seen = Seen(self.tower.logits(advance(self.tower, inputs, rows, "normed")))
         elif method.reads:
             seen = self._read_back(inputs, rows)
         else:
-            seen = Seen(encode(self.tower, inputs, rows))
-        if self.head is not None:
-            features = seen.image.float()
-            features = F.normalize(features, dim=-1) if method.output == "normalised" else features
-            return Seen(seen.image, frozen=frozen, logits=self.head(features))
-        text, told = self._texts(rows, len(x)), (self.scale, self.bias)
-        seen = Seen(seen.image, text, *told, frozen, self.taught(), seen.read, self.own)
-        return Seen(**{**vars(seen), "logits": method.logits(seen)})
+            seen = Seen(self._encode(inputs, rows))
+        return replace(seen, frozen=frozen), rows
+
+    def _encode(self, inputs: Tensor | Stream, rows: Rows) -> Tensor:
+        """Image features; in chunks of which backward keeps the features only, where the batch has several."""
+        x = inputs.x if isinstance(inputs, Stream) else inputs
+        if not (self.chunk and len(x) > self.chunk and torch.is_grad_enabled()):
+            return encode(self.tower, inputs, rows)
+        found = []
+        for start in range(0, len(x), self.chunk):
+            part = slice(start, start + self.chunk)
+            some = replace(inputs, x=x[part]) if isinstance(inputs, Stream) else x[part]
+            own = {k: r[part] if r.ndim == 3 and len(r) == len(x) else r for k, r in rows.items()}
+            found.append(checkpoint(encode, self.tower, some, own, use_reentrant=False))
+        return torch.cat(found)
 
     def _read_back(self, inputs: Tensor | Stream, rows: Rows) -> Seen:
         """The image feature with the outputs of rows beside it."""
@@ -180,19 +231,47 @@ class Learner(nn.Module):
         """Class features [K, out] of rows that do not depend on a picture."""
         return self._texts(self.method(self.context()), 1)
 
-    def _texts(self, rows: Rows, batch: int) -> Tensor:
+    @property
+    def says(self) -> bool:
+        """Whether the text tower is written to, or learns: else its features stay as they are."""
+        text = self.towers[1]
+        return text is not None and (
+            text.learns_from is not None or any(s.tower == text.name for s in self.sites)
+        )
+
+    def _texts(self, rows: Rows, batch: int, chosen: Tensor | None = None) -> Tensor:
         text = self.towers[1]
         assert text is not None
-        learns = text.learns_from is not None or any(s.tower == text.name for s in rows)
-        if learns and (self.training or self.method.per_sample or torch.is_grad_enabled()):
+        if self.says and (self.training or self.method.per_sample or torch.is_grad_enabled()):
             sets = batch if self.method.per_sample else None
-            return encode_text(text, self._below(rows), rows, sets=sets)
+            laid = self._below(rows) if chosen is None else self._chosen(chosen)
+            return encode_text(text, laid, rows, sets=sets, recompute=True if self.chunk else None)
         if "texts" not in self._kept:
             with torch.no_grad():
-                own = self.method.texts(self.say(self.classes))
-                own = encode_text(text, self.streams(), rows) if own is None else own
-                self._kept["texts"] = own.to(self.tower.device)
-        return self._kept["texts"]
+                self._kept["texts"] = self.read(self.classes).to(self.tower.device)
+        kept: Tensor = self._kept["texts"]
+        return kept if chosen is None else kept[chosen.to(kept.device)]
+
+    def stored_texts(self) -> Tensor | None:
+        """Features of all classes where the text tower is not written to; None where it is."""
+        return None if self.says or self.head is not None else self._texts({}, 1)
+
+    def _chosen(self, chosen: Tensor) -> list[Stream]:
+        """The sentences of some classes, laid out."""
+        text, known = self.towers[1], self._kept.setdefault("sentences", {})
+        assert text is not None
+        numbers = chosen.tolist()
+        if new := [n for n in numbers if n not in known]:
+            known |= zip(new, self.speech.sentences([self.classes[n] for n in new]), strict=True)
+        return self.speech.lay(text, [known[n] for n in numbers])
+
+    def _rows_of(self) -> dict[str, int]:
+        """The number of rows of each slot of the text tower."""
+        if "rows of" not in self._kept:
+            with torch.no_grad(), torch.random.fork_rng():
+                rows = self.method(self.context())
+            self._kept["rows of"] = {s.slot: r.shape[-2] for s, r in rows.items() if s.tower == "text"}
+        return self._kept["rows of"]
 
     def _below(self, rows: Rows) -> list[Stream]:
         """The class sentences as the first block that sees rows reads them: below it nothing changes."""
@@ -212,40 +291,49 @@ class Learner(nn.Module):
         text, names = self.towers[1], len(self.classes)
         if text is None or text.reading is None:
             return ""
+        if self.speech.captions:
+            return f"{names:,} captions, each said in {self.speech.sentence!r}"
         streams = self.streams()
         tokens, whole = sum(s.x.numel() for s in streams), names * text.reading.context
-        if text.reading.causal and self.packed:
+        if text.reading.causal and self.speech.packed:
             how = f"packed into {len(streams)} row{'s' * (len(streams) > 1)}"
         else:
-            how = "cut after the longest" if text.reading.cuts and self.packed else "read whole"
-            how += ", since this text tower sees what stands behind a word" if self.packed else ""
+            how = "cut after the longest" if text.reading.cuts and self.speech.packed else "read whole"
+            how += ", since this text tower sees what stands behind a word" if self.speech.packed else ""
         return f"{names} names in {self.method.sentence!r}, {how}: {tokens:,} tokens of {whole:,}"
 
     def streams(self) -> list[Stream]:
         """The class sentences, laid out for the text tower."""
         if "streams" not in self._kept:
-            text, method = self.towers[1], self.method
+            text = self.towers[1]
             assert text is not None
-            names = [readable(name) for name in self.classes]
-            sentences = self._backbone[0].sentences(method.sentence, names, grouped=method.class_specific)
-            self._kept["streams"] = lay(text, sentences, packed=self.packed)
+            self._kept["streams"] = self.speech.lay(text, self.speech.sentences(self.classes))
         return self._kept["streams"]
 
     def say(self, names: Sequence[str]) -> Say:
-        """What the frozen text tower says of these class names."""
-        text = self.frozen[1]
-        assert text is not None
+        """What the frozen text tower says of these class names, or of these captions."""
+        return Say(
+            tuple(names), self._frozen_texts, self._frozen_texts(names) if self.speech.captions else None
+        )
 
-        def encode_sentences(sentences: Sequence[str]) -> Tensor:
-            with torch.no_grad():
-                return encode_text(text, lay(text, self._backbone[0].sentences("{}", sentences)), {})
+    def _frozen_texts(self, sentences: Sequence[str]) -> Tensor:
+        assert self.frozen[1] is not None
+        return self.speech.frozen(self.frozen[1], sentences)
 
-        return Say(tuple(names), encode_sentences)
+    def _plain(self, chosen: Tensor | None) -> Tensor:
+        """Features of captions by the frozen text tower."""
+        if "plain" not in self._kept:
+            self._kept["plain"] = self._frozen_texts(self.classes)
+        kept: Tensor = self._kept["plain"]
+        return kept if chosen is None else kept[chosen.to(kept.device)]
 
-    def taught(self) -> Mapping[str, Tensor]:
+    def taught(self, chosen: Tensor | None = None) -> Mapping[str, Tensor]:
         """What the method compares with while it trains, or solves from; computed once."""
         if not self.training or self.frozen[1] is None:
             return {}
+        if chosen is not None:
+            named = tuple(self.classes[n] for n in chosen.tolist())
+            return self.method.teach(Say(named, self._frozen_texts, self._plain(chosen)))
         if "taught" not in self._kept:
             self._kept["taught"] = self.method.teach(self.say(self.classes))
         return self._kept["taught"]
@@ -254,7 +342,8 @@ class Learner(nn.Module):
         """Rows and head follow ``mode``; networks stay in eval mode, as they were pretrained to be used."""
         super().train(mode)
         self.network.eval()
-        self._kept.pop("texts", None)
+        if self.says:
+            self._kept.pop("texts", None)
         return self
 
     def learns(self) -> str:
@@ -311,7 +400,7 @@ class Learner(nn.Module):
         label: dict[str, Any] = {"pool": self.method.pool}
         if self.method.named:
             label["names"] = {
-                "sentence": self.method.sentence,
+                "sentence": self.speech.sentence,
                 "class_specific": self.method.class_specific,
             }
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,17 @@ from torch.utils.data import DataLoader
 from vpt.data.module import ImageData
 from vpt.data.order import process
 from vpt.encode import advance
-from vpt.promptset import fingerprint
+from vpt.objectives.captions import Captions
+from vpt.objectives.retrieve import Retrieve
 from vpt.tasks.device import autocast
+from vpt.tasks.pairs import plainly
 from vpt.tasks.shelf import Shelf
-from vpt.tasks.store import Stored, fill
+from vpt.tasks.store import Stored, fill, inputs_of
+from vpt.tasks.task import Recipe
 from vpt.tasks.tuned import Evaluation, Tuned
 from vpt.towers.backbone import Backbone
 
-__all__ = ["measure", "shelves_of"]
+__all__ = ["Numbers", "measure", "measure_pairs", "shelves_of"]
 
 Track = Callable[[Iterable[Any]], Iterable[Any]]
 
@@ -31,7 +34,7 @@ def shelves_of(
     """Shelves by stage for pictures of a source; None without a folder."""
     if folder is None:
         return None
-    frozen = fingerprint(backbone.image, backbone.preprocessing)
+    frozen = backbone.fingerprints["image"]
     kept: dict[str, Shelf] = {}
 
     def shelf(stage: str) -> Shelf:
@@ -52,6 +55,68 @@ def measure(
         loader = data.val_dataloader() if split == "val" else data.test_dataloader()
         return tuned.evaluate(track(loader))
     return tuned.evaluate(track(DataLoader(stored, max(1, data.batch_size))), stored.frame)
+
+
+def measure_pairs(
+    tuned: Tuned, data: ImageData, split: str, *, cache: str | Path | None = None, track: Track = iter
+) -> dict[str, float]:
+    """How well pictures and captions of the split "val" or "test" find each other (:mod:`vpt.objectives.recall`)."""
+    stored = _stored(tuned, data, split, cache) if cache is not None else None
+    batches: Iterable[Any]
+    if stored is not None:
+        batches = DataLoader(stored, max(1, data.batch_size))
+    else:
+        batches = data.val_dataloader() if split == "val" else data.test_dataloader()
+    captions = Captions.gather(data.captions(split))
+    objective = Retrieve(captions, captions)
+    gallery = objective.metric()
+    with torch.inference_mode(), autocast(tuned.device, tuned.precision):
+        for batch in track(batches):
+            inputs = inputs_of(batch, stored.frame if stored is not None else None).to(tuned.device)
+            objective.observe(gallery, tuned.learner, inputs, batch)
+        found = objective.result(gallery, tuned.learner)
+    return {name: float(value) for name, value in found.items()}
+
+
+class Numbers:
+    """What a run measures: metrics by split, each with its count and seed.
+
+    cache: see :func:`measure`.  bar: makes a progress bar of a name.
+    """
+
+    def __init__(
+        self, data: ImageData, recipe: Recipe, cache: str | Path | None, bar: Callable[[str], Track]
+    ) -> None:
+        self.data, self.recipe, self.cache, self.bar = data, recipe, cache, bar
+
+    def of(self, tuned: Tuned) -> dict[str, list[dict[str, Any]]]:
+        """``metrics`` on val and test; of captions ``before`` too, those of the frozen model, and on general pairs."""
+        if self.recipe.objective != "retrieve":
+            return {"metrics": self._splits(tuned, ("val", "test"))}
+        frozen = plainly(tuned.backbone, tuned.precision)
+        metrics, before = self._splits(tuned, ("val", "test")), self._splits(frozen, ("test",))
+        if self.recipe.general:
+            data = ImageData(self.recipe.general, captions=True, batch_size=self.data.batch_size)
+            data.bind(tuned.backbone.preprocessing)
+            metrics += self._on(tuned, data, "test", "general")
+            before += self._on(frozen, data, "test", "general")
+        return {"metrics": metrics, "before": before}
+
+    def _splits(self, tuned: Tuned, splits: Sequence[str]) -> list[dict[str, Any]]:
+        counts = self.data.protocol()["counts"]
+        there = [split for split in splits if counts.get(split)]
+        return [number for split in there for number in self._on(tuned, self.data, split, split)]
+
+    def _on(self, tuned: Tuned, data: ImageData, split: str, name: str) -> list[dict[str, Any]]:
+        track = self.bar(f"measuring on {name}")
+        if self.recipe.objective == "retrieve":
+            found = measure_pairs(tuned, data, split, cache=self.cache, track=track)
+        else:
+            found = measure(tuned, data, split, cache=self.cache, track=track).metrics
+        count, seed = data.protocol()["counts"][split], self.data.seed
+        return [
+            {"name": n, "value": v, "split": name, "count": count, "seed": seed} for n, v in found.items()
+        ]
 
 
 def _stored(tuned: Tuned, data: ImageData, split: str, cache: str | Path) -> Stored | None:

@@ -24,20 +24,19 @@ from vpt.tasks.device import autocast
 from vpt.tasks.tuned import Tuned
 from vpt.text import Sentence, encode_text, lay
 from vpt.tower import Tower
-from vpt.towers.tokens import PLACEHOLDER, readable
+from vpt.towers.tokens import PLACEHOLDER
 
 __all__ = ["encode_images", "encode_texts"]
 
 
 @dataclass(frozen=True)
 class _Own:
-    """The rows of one set in one frozen tower, each [n, width]."""
+    """The rows of one set in one frozen tower, each [n, width]; sets of one ``layout`` lie side by side."""
 
     rows: Rows
 
     @cached_property
     def layout(self) -> Hashable:
-        """What sets must agree in to lie side by side."""
         return tuple(sorted((site, len(r)) for site, r in self.rows.items()))
 
     @cached_property
@@ -94,33 +93,35 @@ Read = tuple[Sequence[Sentence], _Own, Callable[[Tensor], Tensor]]
 
 def _read(tuned: Tuned, text: str, own: _Own | None) -> Read | None:
     """What one text needs of a pass that it shares; None where it has to run apart."""
-    method, said = tuned.learner.method, text
-    if not PLACEHOLDER.search(text):
-        if method.named and (read := _read_names(tuned, text)) is not None:
-            return read
-        said = method.sentence.replace("{}", readable(text))
-    sentence = tuned.backbone.tokens.sentence(said)
+    names = tuned.learner.method.named and not PLACEHOLDER.search(text)
+    if names and (read := _read_names(tuned, text)) is not None:
+        return read
+    (sentence,) = tuned.sentences([text])
     return ([sentence], own, lambda features: features[0]) if own is not None and own.fit(sentence) else None
 
 
 def _read_names(tuned: Tuned, name: str) -> Read | None:
     """The same for a method with texts of its own, such as a mean over templates: it is asked which first."""
-    method, text, noted = tuned.learner.method, tuned.backbone.text, dict[str, None]()
+    method, captions, noted = tuned.learner.method, tuned.learner.speech.captions, dict[str, None]()
+    text, tokens = tuned.backbone.text, tuned.backbone.tokens
+
+    def ask(encode: Callable[[Sequence[str]], Tensor]) -> Tensor | None:
+        return method.texts(Say((name,), encode, encode([name]) if captions else None))
 
     def note(sentences: Sequence[str]) -> Tensor:
         noted.update(dict.fromkeys(sentences))
         return torch.zeros(len(sentences), text.out, device=text.device)
 
-    if method.texts(Say((name,), note)) is None:
-        return None
-
     def finish(features: Tensor) -> Tensor:
         known = dict(zip(noted, features, strict=True))
-        own = method.texts(Say((name,), lambda sentences: torch.stack([known[s] for s in sentences])))
+        own = ask(lambda sentences: torch.stack([known[s] for s in sentences]))
         assert own is not None
         return own[0]
 
-    return tuned.backbone.sentences("{}", list(noted)), _Own({}), finish
+    if ask(note) is None:
+        return None
+    whole = [tokens.fitted("{}", " ".join(s.split()))[0] for s in noted] if captions else list(noted)
+    return tuned.backbone.sentences("{}", whole), _Own({}), finish
 
 
 @torch.inference_mode()
@@ -143,9 +144,10 @@ def encode_texts(asked: Sequence[tuple[Tuned, str]], *, normalize: bool = False)
     for places in apart.values():
         features = asked[places[0]][0].encode_text([asked[i][1] for i in places])
         found |= zip(places, features.to(tower.device), strict=True)
-    features = _said(tower, [(s, own) for sentences, own, _ in shared.values() for s in sentences])
-    parts = features.split([len(sentences) for sentences, _, _ in shared.values()])
-    found |= {i: finish(part) for (i, (_, _, finish)), part in zip(shared.items(), parts, strict=True)}
+    if shared:
+        features = _said(tower, [(s, own) for sentences, own, _ in shared.values() for s in sentences])
+        parts = features.split([len(sentences) for sentences, _, _ in shared.values()])
+        found |= {i: finish(part) for (i, (_, _, finish)), part in zip(shared.items(), parts, strict=True)}
     return _joined(found, normalize)
 
 
@@ -156,7 +158,7 @@ def _said(tower: Tower, said: Sequence[tuple[Sentence, _Own]]) -> Tensor:
         layouts.setdefault(own.layout, []).append(i)
     rows: dict[Site, Tensor] = {}
     sentences: dict[int, Sentence] = {}
-    runs = []
+    runs: list[list[int]] = []
     for number, places in enumerate(layouts.values()):
         sets, groups = _beside([said[i][1] for i in places], tower.device)
         rows |= {site._replace(slot=f"{site.slot}@{number}"): r for site, r in sets.items()}
@@ -165,15 +167,14 @@ def _said(tower: Tower, said: Sequence[tuple[Sentence, _Own]]) -> Tensor:
             sentences[i] = replace(said[i][0], slots=slots, group=group)
         runs.append(sorted(places, key=lambda i: sentences[i].group))  # what begins alike comes into one tree
     order = [i for run in runs for i in run]
-    if tower.causal:
-        runs = [order] if order else []
-    found = [
-        encode_text(tower, [stream], {site: r for site, r in rows.items() if site.slot in stream.places})
-        for run in runs
-        for stream in lay(tower, [sentences[i] for i in run])
+    streams = [
+        s for run in ([order] if tower.causal else runs) for s in lay(tower, [sentences[i] for i in run])
     ]
-    back = torch.tensor(order, dtype=torch.long, device=tower.device).argsort()
-    return torch.cat(found)[back] if found else torch.empty(0, tower.out, device=tower.device)
+    found = [
+        encode_text(tower, [s], {site: r for site, r in rows.items() if site.slot in s.places})
+        for s in streams
+    ]
+    return torch.cat(found)[torch.tensor(order, device=tower.device).argsort()]
 
 
 @torch.inference_mode()
@@ -191,20 +192,17 @@ def encode_images(asked: Sequence[tuple[Tuned, Tensor]], *, normalize: bool = Fa
         groups.setdefault((how, image.shape), []).append(i)
     found: dict[int, Tensor] = {}
     for places in groups.values():
-        first = asked[places[0]][0]
+        first, rows = asked[places[0]][0], dict[Site, Tensor]()
         images = torch.stack([asked[i][1].to(tower.device) for i in places])
-        owns = [own for i in places if (own := owned[id(asked[i][0])]) is not None]
-        if not owns:
-            features = first.encode_image(images).to(tower.device)
-        else:
-            rows, at = _beside(owns, tower.device)
+        if owns := [own for i in places if (own := owned[id(asked[i][0])]) is not None]:
+            sets, at = _beside(owns, tower.device)
             # rows that the whole batch shares go through a block once
-            rows = {site: r[0] if len(r) == 1 else r[at] for site, r in rows.items()}
-            with autocast(first.device, first.precision):
-                features = encode(first.tower, images, rows)
-        found |= zip(places, features, strict=True)
-    if len(widths := {len(f) for f in found.values()}) > 1:
+            rows = {site: r[0] if len(r) == 1 else r[at] for site, r in sets.items()}
+        with autocast(first.device, first.precision):
+            features = encode(first.tower, images, rows) if owns else first.encode_image(images)
+        found |= zip(places, features.to(tower.device), strict=True)
+    if len(n := {len(f) for f in found.values()}) > 1:
         raise ValueError(
-            f"these sets pool to {sorted(widths)} numbers. Encode those of each pooling in a batch of their own."
+            f"these sets pool to {sorted(n)} numbers. Encode those of each in a batch of their own."
         )
     return _joined(found, normalize)

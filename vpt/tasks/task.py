@@ -13,13 +13,13 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MetricCollection
+from torchmetrics import Metric
 from torchvision.transforms.v2 import MixUp
 
 from vpt.attention import fastest_for
 from vpt.encode import advance
 from vpt.methods.method import Batches
-from vpt.objectives.classify import Classify
+from vpt.objectives.objective import Objective
 from vpt.tasks.learner import Learner
 from vpt.tasks.schedule import schedule
 from vpt.tasks.store import inputs_of
@@ -32,7 +32,7 @@ __all__ = ["Diverged", "PromptTask", "Recipe"]
 class Recipe:
     """How a method is trained.
 
-    objective: what the rows are trained for.
+    objective: what the rows are trained for: "classify" labelled pictures, or "retrieve" pictures by their captions.
     epochs: passes over the training pictures.  lr: learning rates to try, side by side; empty: the method's own.
     head_lr: rate of the head where it is not that of the rows, which few pictures often want higher.
     per_256: VPT's rule, the rate used is lr * batch size / 256.
@@ -42,9 +42,14 @@ class Recipe:
     smoothing: of the labels.  mixup: strength alpha of mixup, 0 for none; it needs fresh views.
     clip: largest norm of the gradient; 0 for none.  store: where the static part of fixed views is kept.
     patience: stop after so many epochs without a better val score; 0: never, the last epoch counts.
+    chunk: pictures and sentences of one graph; 0: the batch. Larger batches than memory takes keep features only and
+        compute each chunk anew in backward, with the same gradients.
+    Of retrieve: loss, "infonce" or "sigmoid" (networks with a bias of their logits, such as SigLIP).  captions: of a
+        picture in one batch, in turn; 0: all.  consistency: weight of staying near the frozen features.
+        general: other pictures with captions, measured before and after: what was lost there.
     """
 
-    objective: Literal["classify"] = "classify"
+    objective: Literal["classify", "retrieve"] = "classify"
     epochs: int = 20
     lr: tuple[float, ...] | Literal["search"] = ()
     head_lr: float | None = None
@@ -59,13 +64,19 @@ class Recipe:
     clip: float = 0.0
     store: Literal["auto", "memory", "disk", "off"] = "auto"
     patience: int = 0
+    chunk: int = 0
+    loss: Literal["infonce", "sigmoid"] = "infonce"
+    captions: int = 1
+    consistency: float = 0.0
+    general: str = ""
 
     def __post_init__(self) -> None:
         if self.head_lr is not None and not self.head_lr > 0:
             raise ValueError(
                 f"head_lr is {self.head_lr}, wanted a positive rate, or none for that of the rows."
             )
-        for name, low in (("epochs", 1), ("warmup", 0), ("mixup", 0), ("clip", 0), ("patience", 0)):
+        none = ("warmup", "mixup", "clip", "patience", "chunk", "captions", "consistency")
+        for name, low in (("epochs", 1), *((name, 0) for name in none)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)}, wanted at least {low}.")
         if self.lr != "search" and any(not lr > 0 for lr in self.lr):
@@ -102,7 +113,7 @@ class PromptTask(L.LightningModule):
         self,
         learners: Sequence[Learner],
         lrs: Sequence[float],
-        objective: Classify,
+        objective: Objective,
         recipe: Recipe,
         *,
         weight_decay: float,
@@ -119,7 +130,7 @@ class PromptTask(L.LightningModule):
         # not asked of the trainer: its estimate loads the data before a checkpoint can say where to go on
         self.epoch_batches = epoch_batches
         self.low = min((learner.low for learner in learners), key=learners[0].tower.index)
-        self.scores = nn.ModuleList(cast(nn.Module, objective.metrics()) for _ in learners)
+        self.scores = nn.ModuleList(cast(nn.Module, objective.metric()) for _ in learners)
         self.diverged: dict[int, int] = {}  # learner -> the step at which its loss was not finite
         self.good = [_copy(learner.learned()) for learner in learners]
         self.history: list[dict[str, float]] = []
@@ -161,14 +172,15 @@ class PromptTask(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], _: int) -> Tensor:
         torch.manual_seed(self.seed * 1_000_003 + self.global_step)
-        inputs, target = inputs_of(batch, self.frames[0]), batch["label"]
+        inputs = inputs_of(batch, self.frames[0])
         if self.mixup is not None:
-            inputs, target = self.mixup(batch["image"], target)
+            inputs, target = self.mixup(batch["image"], batch["label"])
+            batch = {**batch, "target": target}
         alive = [k for k in range(len(self.learners)) if k not in self.diverged]
         with self.attention(inputs):
             if len(alive) > 1:  # one static part for all
                 inputs = advance(self.learner(0).tower, inputs, {}, self.low)
-            losses = torch.stack([self._loss(self.learner(k), inputs, target, batch) for k in alive])
+            losses = torch.stack([self._loss(self.learner(k), inputs, batch) for k in alive])
         finite = losses.detach().isfinite().tolist()
         for k, ok in zip(alive, finite, strict=True):
             if not ok:
@@ -179,16 +191,13 @@ class PromptTask(L.LightningModule):
                 f"{', '.join(f'{lr:g}' for lr in self.lrs)}. Lower the learning rate, or clip the gradient (clip=1)."
             )
         loss = losses[[i for i, ok in enumerate(finite) if ok]].sum()
-        self.log("train/loss", loss.detach() / sum(finite), prog_bar=True, batch_size=len(target))
+        self.log("train/loss", loss.detach() / sum(finite), prog_bar=True, batch_size=len(batch["index"]))
         return loss
 
-    def _loss(
-        self, learner: Learner, inputs: Tensor | Stream, target: Tensor, batch: dict[str, Any]
-    ) -> Tensor:
-        seen = learner.see(inputs, batch.get("frozen"))
-        return learner.method.total(
-            learner.method.losses(seen, lambda logits: self.objective.loss(logits, target))
-        )
+    def _loss(self, learner: Learner, inputs: Tensor | Stream, batch: dict[str, Any]) -> Tensor:
+        seen, task = self.objective.step(learner, inputs, batch, self.current_epoch)
+        total = learner.method.total(learner.method.losses(seen, task))
+        return sum(self.objective.more(seen).values(), total)
 
     def on_train_epoch_end(self) -> None:
         for k in range(len(self.learners)):
@@ -205,19 +214,21 @@ class PromptTask(L.LightningModule):
             if len(self.learners) > 1:
                 inputs = advance(self.learner(0).tower, inputs, {}, self.low)
             for k in range(len(self.learners)):
-                scores = self.objective.scores(self.learner(k)(inputs))
-                self.metrics(k).update(scores, self.objective.targets(batch))
+                self.objective.observe(self.metric(k), self.learner(k), inputs, batch)
 
-    def metrics(self, k: int) -> MetricCollection:
-        """The k-th learner's val metrics."""
-        return cast(MetricCollection, self.scores[k])
+    def metric(self, k: int) -> Metric:
+        """What measures the k-th learner on val."""
+        return cast(Metric, self.scores[k])
 
     def on_validation_epoch_end(self) -> None:
         name, row = f"val/{self.objective.headline}", {"epoch": float(self.current_epoch)}
         best = 0.0
         for k, lr in enumerate(self.lrs):
-            found = {f"val/{n}": float(v) for n, v in self.metrics(k).compute().items()}
-            self.metrics(k).reset()
+            found = {
+                f"val/{n}": float(v)
+                for n, v in self.objective.result(self.metric(k), self.learner(k)).items()
+            }
+            self.metric(k).reset()
             if k not in self.diverged:
                 best = max(best, found[name])
             row |= found if len(self.lrs) == 1 else {f"{n}/lr={lr:g}": v for n, v in found.items()}

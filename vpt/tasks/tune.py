@@ -6,8 +6,8 @@ import inspect
 import json
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,14 @@ from vpt.data.module import ImageData
 from vpt.methods import METHODS, method_class
 from vpt.methods.method import Method
 from vpt.objectives.classify import Classify
+from vpt.objectives.objective import Objective
+from vpt.objectives.retrieve import Retrieve
 from vpt.promptset import PromptSet, write_atomically
 from vpt.tasks.callbacks import LastGood, StepTime, quiet
 from vpt.tasks.device import Machine, PeakMemory, autocast, resolve_device, resolve_precision
 from vpt.tasks.learner import Learner, build_method
-from vpt.tasks.measure import measure, shelves_of
+from vpt.tasks.measure import Numbers, shelves_of
+from vpt.tasks.pairs import check_kind, check_retrieval, pairs_objective
 from vpt.tasks.store import Stored, fill
 from vpt.tasks.task import Diverged, PromptTask, Recipe
 from vpt.tasks.tuned import Tuned
@@ -109,7 +112,10 @@ class Run:
         self.precision = resolve_precision(machine.precision, self.device)
         self.out = None if machine.out is None else Path(machine.out)
         self.console = Console(stderr=True, quiet=not machine.progress)
-        build_method(method, backbone, options)  # sites and options are refused before data are read
+        made = build_method(method, backbone, options)  # sites and options are refused before data are read
+        if self.retrieves:
+            check_retrieval(method, made, backbone, recipe)
+        check_kind(data, recipe)
 
     def __call__(self) -> Tuned:
         started = time.perf_counter()
@@ -118,7 +124,7 @@ class Run:
         self._check_data()
         resumed = self._open_out()
         self.console.print(self.data.summary())
-        self.objective = Classify(self.data.classes, self.data.multilabel, self.recipe.smoothing)
+        self.objective = self._objective()
         memory, timer = PeakMemory(self.device), StepTime()
         learners = self._learners()
         self._say_what_learns(learners[0])
@@ -149,12 +155,29 @@ class Run:
             "command": " ".join(sys.argv) if sys.argv[0].endswith(("vpt", "vptune", "__main__.py")) else "",
         }
         tuned = self._bind(learners[chosen], train)
-        tuned = self._measure(tuned)
+        numbers = Numbers(self.data, self.recipe, self.machine.cache, self._bar)
+        tuned.prompts.about.update(numbers.of(tuned))
         tuned.prompts.about["train"]["seconds"] = round(time.perf_counter() - started, 1)
         if self.out is not None:
             tuned.save(self.out / self.file_name)
             (self.out / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
         return tuned
+
+    def _objective(self) -> Objective:
+        if self.retrieves:
+            return pairs_objective(self.data, self.recipe)
+        return Classify(self.data.classes, self.data.multilabel, self.recipe.smoothing)
+
+    def _bar(self, name: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
+        """A progress bar under that name, where one is wanted."""
+        if not self.machine.progress:
+            return iter
+        return partial(track, description=name, console=self.console, transient=True)
+
+    @property
+    def retrieves(self) -> bool:
+        """Whether pictures are trained to find captions, and not classes."""
+        return self.recipe.objective == "retrieve"
 
     @property
     def file_name(self) -> str:
@@ -225,7 +248,18 @@ class Run:
             method = build_method(
                 self.method, self.backbone, self.options, classes=len(classes), towers=towers
             )
-            made.append(Learner(method, self.backbone, classes, towers=towers, zero_head=zero))
+            made.append(
+                Learner(
+                    method,
+                    self.backbone,
+                    classes,
+                    towers=towers,
+                    zero_head=zero,
+                    captions=self.retrieves,
+                    needs=self.recipe.consistency > 0,
+                    chunk=self.recipe.chunk,
+                )
+            )
         return made
 
     def _say_what_learns(self, learner: Learner) -> None:
@@ -245,7 +279,6 @@ class Run:
         )
         if not views or low == "input" or not wanted or not len(pictures):
             return None
-        bar = partial(track, description=f"storing {split} below {low}", console=self.console, transient=True)
         return fill(
             learner.tower,
             low,
@@ -254,10 +287,10 @@ class Run:
             where=self.recipe.store,
             folder=self.out,
             name=split,
-            pooled=learner.method.needs and split == "train",
+            pooled=learner.needs and split == "train",
             shelves=shelves_of(self.backbone, self.machine.cache, self.precision, pictures.source),
             around=partial(autocast, self.device, self.precision),
-            track=bar if self.machine.progress else iter,
+            track=self._bar(f"storing {split} below {low}"),
         )
 
     def _solve(self, learner: Learner) -> dict[str, float]:
@@ -284,10 +317,13 @@ class Run:
                 loader = StatefulDataLoader(stored, batch_sampler=loader.batch_sampler)
         if stored_val is not None:
             val = torch.utils.data.DataLoader(stored_val, val.batch_size)  # type: ignore[union-attr]
+        objective = self.objective
+        if isinstance(objective, Retrieve) and stored is not None and low == learners[0].tower.stages[-1]:
+            objective = replace(objective, bank=stored.x)
         task = PromptTask(
             learners,
             self.lrs,
-            self.objective,
+            objective,
             self.recipe,
             weight_decay=self.weight_decay,
             batch_size=self.data.batch_size,
@@ -356,10 +392,8 @@ class Run:
     def _bind(self, learner: Learner, train: dict[str, Any]) -> Tuned:
         protocol = {
             **self.data.protocol(),
-            "task": "classify",
-            "selection": "last epoch"
-            if not self.recipe.patience
-            else f"early stop, patience {self.recipe.patience}",
+            "task": self.recipe.objective,
+            "selection": self._selection(learner.method),
             "lr_grid": list(self.lrs),
         }
         about = {
@@ -369,7 +403,7 @@ class Run:
                 "options": {**self.options, **learner.method.kept},
                 "paper": self.entry.paper,
             },
-            "task": "classify",
+            "task": self.recipe.objective,
             "multilabel": self.data.multilabel,
             "protocol": protocol,
             "backbone": self.backbone.label(),
@@ -381,18 +415,7 @@ class Run:
         prompts: PromptSet = learner.export(about)
         return Tuned(self.backbone, prompts, precision=self.precision)
 
-    def _measure(self, tuned: Tuned) -> Tuned:
-        """Val and test metrics into the label; every number with its split, count and seed."""
-        counts = self.data.protocol()["counts"]
-        for split in ("val", "test"):
-            if counts.get(split):
-                bar = partial(
-                    track, description=f"measuring on {split}", console=self.console, transient=True
-                )
-                shown = bar if self.machine.progress else iter
-                found = measure(tuned, self.data, split, cache=self.machine.cache, track=shown)
-                tuned.prompts.about["metrics"] += [
-                    {"name": n, "value": v, "split": split, "count": counts[split], "seed": self.data.seed}
-                    for n, v in found.metrics.items()
-                ]
-        return tuned
+    def _selection(self, method: Method) -> str:
+        """How the result was chosen among those that training passed through."""
+        stops = self.recipe.patience and method.trains
+        return f"early stop, patience {self.recipe.patience}" if stops else "no early stop"

@@ -22,7 +22,7 @@ from vpt.promptset import PromptSet
 from vpt.tasks.device import autocast, resolve_device
 from vpt.tasks.learner import Learner, build_method
 from vpt.tasks.store import inputs_of
-from vpt.text import encode_text, lay
+from vpt.text import Sentence, encode_text, lay
 from vpt.tower import Stream, Tower
 from vpt.towers.backbone import Backbone
 from vpt.towers.load import load
@@ -98,7 +98,8 @@ class Tuned:
             words |= {"named": True, **about["names"]} if "names" in about else {}
             method = Fixed(prompts.rows, **words)
         own = set(self.classes) <= set(about.get("trained_classes", self.classes))
-        learner = Learner(method, self.backbone, self.classes or [""], own=own)
+        captions = about.get("task") == "retrieve"
+        learner = Learner(method, self.backbone, self.classes or [""], own=own, captions=captions)
         if learner.head is not None and prompts.head:
             learner.head.load_state_dict(prompts.head)
         self._load(learner, prompts.weights)
@@ -131,21 +132,29 @@ class Tuned:
     def encode_text(self, text: str | Sequence[str] | Tensor, normalize: bool = False) -> Tensor:
         """Features [N, out] of strings, or of ids [N, context] from the backbone's tokenizer.
 
-        Strings are class names: each is said in the prompt's sentence, with its rows. A string that holds a placeholder
-        (such as ``"<ctx*4> {}."`` with a name put in) is taken as it is. Ids are encoded without rows.
+        Strings are class names, or captions for a prompt set that was trained on these: each is said in the prompt's
+        sentence, with its rows. A string that holds a placeholder (such as ``"<ctx*4> {}."`` with a name put in, or
+        ``"a photo of <my-mug>"``) is taken as it is. Ids are encoded without rows.
         """
         tower = self.learner.towers[1] or self.backbone.text  # a baseline's own copy, where it learned
         if isinstance(text, Tensor):
             features = encode(tower, text.to(self.device))
         else:
             names = [text] if isinstance(text, str) else list(text)
-            sentence, own = self.learner.method.sentence, self._own_texts(names)
+            own = self._own_texts(names)
             if own is not None:
                 return F.normalize(own, dim=-1) if normalize else own
-            said = [n if PLACEHOLDER.search(n) else sentence.replace("{}", readable(n)) for n in names]
-            sentences = [self.backbone.tokens.sentence(s) for s in said]
-            features = encode_text(tower, lay(tower, sentences), self._rows("text"))
+            features = encode_text(tower, lay(tower, self.sentences(names)), self._rows("text"))
         return F.normalize(features, dim=-1) if normalize else features
+
+    def sentences(self, texts: Sequence[str]) -> list[Sentence]:
+        """What :meth:`encode_text` reads for these strings."""
+        speech, tokens = self.learner.speech, self.backbone.tokens
+        if speech.captions:
+            return speech.sentences(texts)
+        sentence = speech.sentence
+        whole = [t if PLACEHOLDER.search(t) else sentence.replace("{}", readable(t)) for t in texts]
+        return [tokens.sentence(t) for t in whole]
 
     def _own_texts(self, names: Sequence[str]) -> Tensor | None:
         """Features of class names by a method that has its own way to say them (a mean over templates)."""
@@ -223,7 +232,7 @@ class Tuned:
         frame: the rest of stored streams, where batches hold these in place of pictures (:mod:`vpt.tasks.store`).
         """
         objective = self.objective
-        metrics = objective.metrics()
+        metrics = objective.metric()
         scores, labels, keys = [], [], []
         for batch in batches:
             scores.append(objective.scores(self.logits(inputs_of(batch, frame))).cpu())
