@@ -56,7 +56,8 @@ def _parser() -> argparse.ArgumentParser:
         "changed later; auto (default) is flat below 100,000 pictures and ivf above",
     )
     build.add_argument(
-        "--store", help="faiss (default), postgresql://user@host/database?table=NAME, or qdrant:ADDRESS"
+        "--store",
+        help="faiss (default), postgresql://user@host/database?table=NAME, or qdrant:http://HOST:6333/COLLECTION",
     )
     add = actions.add_parser("add", help="add picture files", description="Add picture files to an index.")
     add.add_argument("index", help="folder of the index")
@@ -178,7 +179,7 @@ def _info(args: argparse.Namespace) -> None:
         "image rows": info["image_rows"] or "none",
         "store": info["store"]
         + ("" if info["filled"] else " (not filled to the end: vpt index build --out fills it)"),
-        "kind": f"{info['kind']}: {info['about']}" if info["kind"] == "auto" else info["about"],
+        "kind": f"{info['kind']}: {info['about']}" if info["store"] == "faiss" else "the database decides",
         "shards": f"{info['shards']} on disk; {info['removed']} pictures removed since",
         "serves": info["valid"],
     }

@@ -44,7 +44,8 @@ def open_database(store: str, width: int, *, fresh: bool = False) -> Vectors | N
         found = open_qdrant(store, width)
     else:
         raise ValueError(
-            f"no store {store!r}. Choose faiss, postgresql://user@host/database?table=NAME or qdrant:ADDRESS."
+            f"no store {store!r}. Choose faiss, postgresql://user@host/database?table=NAME or "
+            "qdrant:http://HOST:6333/COLLECTION."
         )
     if fresh and (held := len(found)):
         found.close()
