@@ -26,7 +26,17 @@ def run(command: str, argv: list[str]) -> None:
     from vpt.tasks.device import Machine
     from vpt.tasks.task import Recipe
     from vpt.towers.load import load
-    from vpt.workflow.compare import HEADER, Candidate, cells, compare, markdown, summarise, to_csv
+    from vpt.workflow.compare import (
+        Candidate,
+        cells,
+        columns_of,
+        compare,
+        header,
+        markdown,
+        summarise,
+        to_csv,
+    )
+    from vpt.workflow.shown import shown_of
 
     console = Console()
     recipe, candidates = Recipe(**plan["task"]), [Candidate(*m.values()) for m in plan["methods"]]
@@ -43,16 +53,17 @@ def run(command: str, argv: list[str]) -> None:
         machine=machine,
         told=lambda text: console.print(text, markup=False),
     )
-    rows = summarise(results, "map" if "map" in results[0].metrics else "top1")
-    p = results[0].protocol
+    rows, p = summarise(results), results[0].protocol
+    shots = f"{p['shots'] or 'all'} {'in all' if 'captions' in p else 'a class'}"
     table = Table(
-        *HEADER,
-        caption=f"test accuracy of {p['counts']['test']:,} pictures of {escape(p['data'])}, "
-        f"{p['shots'] or 'all'} a class, {p['selection']}; where a method had several lr, val of "
+        *header(rows),
+        caption=f"test {shown_of(p).title} of {p['counts']['test']:,} pictures of {escape(p['data'])}, "
+        f"{shots}, {p['selection']}; where a method had several lr, val of "
         f"{plan['search']} chose; std over seeds (n - 1)",
     )
+    columns = columns_of(rows)
     for row in rows:
-        table.add_row(*map(escape, cells(row)))
+        table.add_row(*map(escape, cells(row, columns)))
     console.print(table)
     out = Path(args.out)
     write_atomically(out / "table.md", markdown(rows).encode())
@@ -69,7 +80,9 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--search-once", action="store_true", help="choose among rates on the first seed only, for all seeds"
     )
-    parser.add_argument("--shots", type=int, help="pictures a class")
+    parser.add_argument("--shots", type=int, help="pictures a class; with captions in all")
+    parser.add_argument("--task", help="classify labelled pictures, or retrieve: pictures with captions")
+    parser.add_argument("--general", help="other pictures with captions, measured before and after")
     add_options(parser, KEYS)
     return parser
 
@@ -79,7 +92,7 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
     typed = {
         "model": {"name": args.model},
         "data": {"path": args.data, "shots": args.shots},
-        "task": {"epochs": args.epochs, "lr": args.lr},
+        "task": {"objective": args.task, "general": args.general, "epochs": args.epochs, "lr": args.lr},
     }
     plan, _ = plan_of("compare", args, typed, KEYS)
     if not plan["data"].get("path") or not plan["methods"]:

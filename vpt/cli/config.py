@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
@@ -30,9 +30,25 @@ SHORT = {
     **{k: f"data.{k}" for k in ("shots", "seed", "batch_size", "augment", "views", "workers")},
     **{k: f"data.{k}" for k in ("val", "test", "root", "subset")},
     **{k: f"task.{k}" for k in ("epochs", "lr", "weight_decay", "optimizer", "schedule", "warmup", "store")},
+    **{k: f"task.{k}" for k in ("general", "loss", "consistency", "chunk")},
 }
 MAIN = {"data": "path", "model": "name", "method": "name", "task": "objective"}  # what a plain string means
-DEFAULT_METHOD = "vpt-deep"
+
+
+class Start(NamedTuple):
+    """What an objective takes where nothing is said."""
+
+    method: str
+    model: str
+    data: Mapping[str, Any]
+    on: str
+
+
+STARTS = {
+    "classify": Start("vpt-deep", "starter/vit-mini", {}, "labelled pictures"),
+    "retrieve": Start("ivlp", "starter/clip-mini", {"captions": True}, "pictures with captions"),
+}
+OTHER = " With --task retrieve, on pictures with captions, so that each is found by the other."
 PARTS = ("image", "text", "tokens", "classes", "scale")  # what a method takes of the backbone and the data
 OPEN = "trainer.trainer."  # what follows is Lightning's
 
@@ -44,11 +60,11 @@ def parse(command: str, argv: list[str]) -> Namespace:
     and exit, as argparse does.
     """
     files, options, asked = _read(argv)
-    name = DEFAULT_METHOD
-    for _, content in files:
-        name = (content.get("method") or {}).get("name", name)
-    name = dict(options).get("method.name", name)
-    parser = _parser(command, name, bool({"-h", "--help"} & set(asked)))
+    typed = dict(options)
+    name, start = _start(
+        [content for _, content in files], typed.get("method.name"), typed.get("task.objective")
+    )
+    parser = _parser(command, name, start, bool({"-h", "--help"} & set(asked)))
     for path, content in files:
         _refuse_unknown(parser, _flat(content), name, path)
     _refuse_unknown(parser, [key for key, _ in options], name, None)
@@ -58,10 +74,22 @@ def parse(command: str, argv: list[str]) -> Namespace:
 
 def checked(command: str, content: Mapping[str, Any], where: str) -> Namespace:
     """The same for nested mappings with the same keys; where: what messages call them."""
-    name = (content.get("method") or {}).get("name", DEFAULT_METHOD)
-    parser = _parser(command, name)
+    name, start = _start([content])
+    parser = _parser(command, name, start)
     _refuse_unknown(parser, _flat(content), name, where)
     return _parsed(parser, [f"--config={json.dumps(content)}"])
+
+
+def _start(
+    contents: Iterable[Mapping[str, Any]], method: str | None = None, objective: str | None = None
+) -> tuple[str, Start]:
+    """The method, and what the objective starts from; both decide which options there are and their defaults."""
+    said: dict[str, str] = {}
+    for content in contents:
+        said |= {room: content[room][key] for room, key in MAIN.items() if key in (content.get(room) or {})}
+    said_objective = str(objective or said.get("task"))
+    start = STARTS.get(said_objective, STARTS["classify"])  # what is none is refused by the parser
+    return method or said.get("method", start.method), start
 
 
 def _read(argv: Sequence[str]) -> tuple[list[tuple[str, dict[str, Any]]], list[tuple[str, str]], list[str]]:
@@ -136,8 +164,8 @@ def _flat(content: Mapping[str, Any]) -> list[str]:
     return [f"{section}.{key}" for section, inside in content.items() for key in inside]
 
 
-def _parser(command: str, method: str, help_asked: bool = False) -> ArgumentParser:
-    """The method decides which options there are. Raises ValueError for one that is none."""
+def _parser(command: str, method: str, start: Start, help_asked: bool = False) -> ArgumentParser:
+    """The method and the objective decide which options there are. Raises ValueError for one that is none."""
     from vpt.data.module import ImageData
     from vpt.tasks.device import Machine
     from vpt.tasks.task import Recipe
@@ -146,8 +174,8 @@ def _parser(command: str, method: str, help_asked: bool = False) -> ArgumentPars
     parser = ArgumentParser(
         prog=f"vpt {command}",
         usage=f"vpt {command} --data PICTURES [--method NAME] [--model NAME] [--out FOLDER] [options]",
-        description=f"Train {method} (another with --method NAME; its options are then listed here) on labelled "
-        "pictures, and measure it.",
+        description=f"Train {method} (another with --method NAME; its options are then listed here) on "
+        f"{start.on}, and measure it.{OTHER if start is STARTS['classify'] else ''}",
         exit_on_error=False,
     )
     parser.add_argument(
@@ -155,7 +183,7 @@ def _parser(command: str, method: str, help_asked: bool = False) -> ArgumentPars
     )
     parser.add_argument(
         "--model.name",
-        default="starter/vit-mini",
+        default=start.model,
         help="timm/NAME[.TAG], open_clip/ARCH:WEIGHTS, hf/REPO or starter/NAME",
     )
     parser.add_argument("--model.pretrained", type=bool, default=True)
@@ -167,6 +195,7 @@ def _parser(command: str, method: str, help_asked: bool = False) -> ArgumentPars
             thing, section, skip=set(PARTS) if section == "method" else None, as_group=True
         )
     parser.set_defaults({f"method.{k}": v for k, v in METHODS[method].options.items()})
+    parser.set_defaults({f"data.{k}": v for k, v in start.data.items()})
     if help_asked:
         describe(parser, made, SHORT)
     return parser

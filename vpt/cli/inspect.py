@@ -39,6 +39,11 @@ def _lines(header: Header) -> list[str]:
         f"  method     {method.get('name', 'not said')} {_options(_mapping(method.get('options')))}",
         f"  backbone   {backbone.get('name', 'not said')} {_options(prints)}",
     ]
+    if about.get("task") == "retrieve":
+        captions = _mapping(_mapping(about.get("protocol")).get("captions"))
+        lines.append(
+            f"  task       retrieve, trained on {captions.get('train', 'not said how many')} captions"
+        )
     classes = [str(name) for name in about.get("classes") or []]
     if classes:
         more = f" and {len(classes) - SHOWN} more" if len(classes) > SHOWN else ""
@@ -49,11 +54,12 @@ def _lines(header: Header) -> list[str]:
     for site in about.get("sites") or []:
         name = f"{site['tower']}/{site['stage']}/{site['slot']}"
         lines.append(f"  rows       {name:<22}{site['n']} x {site['width']}")
-    metrics = about.get("metrics")
-    for m in map(_mapping, metrics if isinstance(metrics, list) else []):
-        value, of = m.get("value"), f"{m.get('count')} pictures, seed {m.get('seed')}"
-        number = f"{value:.4f}" if isinstance(value, float) else value
-        lines.append(f"  {m.get('split')!s:<11}{m.get('name')} {number} ({of})")
+    before = {(m.get("split"), m.get("name")): m.get("value") for m in _entries(about.get("before"))}
+    for m in _entries(about.get("metrics")):
+        frozen = before.get((m.get("split"), m.get("name")))
+        of = f"{m.get('count')} pictures, seed {m.get('seed')}"
+        of += f"; frozen {_number(frozen)}" if frozen is not None else ""
+        lines.append(f"  {m.get('split')!s:<11}{m.get('name')} {_number(m.get('value'))} ({of})")
     protocol = {k: v for k, v in _mapping(about.get("protocol")).items() if not isinstance(v, (dict, list))}
     lines.append(f"  protocol   {_options(protocol) or 'not said'}")
     if created:
@@ -64,6 +70,14 @@ def _lines(header: Header) -> list[str]:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
+
+
+def _entries(value: Any) -> list[Mapping[str, Any]]:
+    return [_mapping(m) for m in value] if isinstance(value, list) else []
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _options(options: Mapping[str, Any]) -> str:

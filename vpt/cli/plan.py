@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vpt.cli.config import MAIN, checked, rates, read_yaml
+from vpt.cli.config import MAIN, STARTS, checked, rates, read_yaml
 
 __all__ = ["SEARCHES", "add_options", "numbers", "plan_of"]
 
@@ -32,7 +32,7 @@ def plan_of(
     args: argparse.Namespace,
     typed: Mapping[str, Mapping[str, Any]],
     keys: Sequence[str],
-    model: str = "starter/vit-mini",
+    model: str = "",
     search: str = SEARCHES[0],
     seeds: Sequence[int] = (1, 2, 3),
 ) -> tuple[dict[str, Any], str]:
@@ -41,7 +41,7 @@ def plan_of(
     args: with config, methods and seeds, and maybe search_once.  typed: options by section, None for those not given;
     an option holds for all methods, also for those that say otherwise in the file.  keys: that the file may have;
     others than model, data, task, methods, seeds and search are left as they are.  model, search, seeds: where
-    nothing is said.
+    nothing is said; model "": the one that the objective starts from.
     """
     where = args.config or f"vpt {command}"
     plan: dict[str, Any] = read_yaml(args.config) if args.config else {}
@@ -53,7 +53,15 @@ def plan_of(
         value = plan.get(key) or {}
         plan[key] = {MAIN[key]: value} if isinstance(value, str) else dict(value)
         plan[key] |= {k: v for k, v in typed.get(key, {}).items() if v is not None}
-    plan["model"].setdefault("name", model)
+    objective = str(plan["task"].get("objective", "classify"))
+    if command == "table" and objective != "classify":
+        raise ValueError(
+            f"{where}: the tables are of accuracy, and the objective is {objective}. Use vpt compare, which ranks by "
+            "what its objective measures."
+        )
+    start = STARTS.get(objective, STARTS["classify"])  # what is none is refused below
+    plan["model"].setdefault("name", model or start.model)
+    plan["data"] = {**start.data, **plan["data"]}
     plan["methods"] = args.methods.split(",") if args.methods else plan.get("methods") or []
     plan["methods"] = [_entry(entry, where) for entry in plan["methods"]]
     for name, value in typed.get("task", {}).items():

@@ -7,6 +7,7 @@ import csv
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,11 @@ def _predict(argv: list[str]) -> None:
     form.add_argument("--csv", action="store_true")
     args = parser.parse_args(argv)
     header = _header(args.prompts)
+    if _task(header) == "retrieve" and not args.classes:
+        raise ValueError(
+            f"{args.prompts} was trained on captions, so it has no classes of its own. Give --classes, sentences or "
+            "names to choose from, or find pictures by words: vpt index build, then vpt search."
+        )
     files, classes = _pictures(args.pictures), class_names(args.classes) if args.classes else []
 
     from vpt.data.images import UnreadableImage, decode
@@ -155,25 +161,32 @@ def _measure(command: str, argv: list[str]) -> None:
 
     from vpt.cli.fit import metrics_table
     from vpt.data.module import ImageData
+    from vpt.tasks.measure import measure, measure_pairs
 
-    tuned = _load(args, header)
+    tuned, errors = _load(args, header), Console(stderr=True)
     data = ImageData(**options)
     data.bind(tuned.backbone.preprocessing)
     data.setup()
-    if tuned.can_name_others and tuned.classes != data.classes:
-        Console(stderr=True).print(f"the prompt now says the {len(data.classes)} names of these data")
+    if not data.captioned and tuned.can_name_others and tuned.classes != data.classes:
+        errors.print(f"the prompt now says the {len(data.classes)} names of these data")
         tuned = tuned.with_classes(data.classes, repeated=True)
-    _refuse_other_classes(tuned.classes, data.classes)
-    loader = data.val_dataloader() if split == "val" else data.test_dataloader()
-    if not loader:
+    if not data.captioned:
+        _refuse_other_classes(tuned.classes, data.classes)
+    protocol = {**data.protocol(), "task": _task(header)}
+    count = protocol["counts"].get(split)
+    if not count:
         raise ValueError(f"{options['path']} has no {split} split.")
-    protocol = data.protocol()
     _warn_of_another_split(tuned.protocol, protocol, split)
-    found = tuned.evaluate(track(loader, "measuring", console=Console(stderr=True), transient=True))
-    count = protocol["counts"][split]
+    progress = partial(track, description="measuring", console=errors, transient=True)
+    if data.captioned:
+        values = measure_pairs(tuned, data, split, track=progress)
+        if cut := len(tuned.learner.speech.cut):
+            errors.print(f"{cut:,} captions were too long for the context and lost their last words")
+    else:
+        values = measure(tuned, data, split, track=progress).metrics
     metrics = [
         {"name": name, "value": value, "split": split, "count": count, "seed": protocol["seed"]}
-        for name, value in found.metrics.items()
+        for name, value in values.items()
     ]
     if args.json:
         print(json.dumps({"metrics": metrics, "protocol": protocol}, indent=1))
@@ -181,9 +194,17 @@ def _measure(command: str, argv: list[str]) -> None:
         Console().print(metrics_table(metrics, protocol))
 
 
+def _task(header: Header) -> str:
+    """The objective that the file was trained for."""
+    return str(header.about.get("task") or "classify")
+
+
 def _data_options(command: str, args: argparse.Namespace, header: Header) -> dict[str, Any]:
     """Options of ImageData: of the config file or of the training run, and over them what was typed."""
+    from vpt.cli.config import STARTS
+
     protocol = header.about.get("protocol") or {}
+    captions = STARTS[_task(header)].data if _task(header) in STARTS else {}
     kept = ("seed", "shots", "val", "test", "subset")
     options = {k: protocol[k] for k in kept if protocol.get(k) is not None}
     if args.config:
@@ -191,9 +212,10 @@ def _data_options(command: str, args: argparse.Namespace, header: Header) -> dic
 
         section = sections(args.config).get("data") or {}
         typed = {"path": args.data} if args.data else {}
-        options = checked(command, {"data": {**section, **typed}}, args.config).data.as_dict()
+        content = {"task": {"objective": _task(header)}, "data": {**section, **typed}}
+        options = checked(command, content, args.config).data.as_dict()
     typed = {k: getattr(args, k) for k in ("seed", "split_file", "batch_size", "root")} | {"path": args.data}
-    options |= {k: v for k, v in typed.items() if v is not None}
+    options |= {k: v for k, v in typed.items() if v is not None} | captions
     if "path" not in options:
         raise ValueError("which pictures? Give --data, or the --config of the training run.")
     return options

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -17,12 +17,16 @@ from vpt.tasks.task import Recipe
 from vpt.tasks.tuned import Tuned
 from vpt.towers.backbone import Backbone
 from vpt.workflow.runs import Candidate, Result, Runs, Search
+from vpt.workflow.shown import SHOWN, Column, shown_of
 
 __all__ = [
     "Candidate",
     "Result",
     "Row",
+    "cells",
+    "columns_of",
     "compare",
+    "header",
     "markdown",
     "refuse",
     "summarise",
@@ -90,7 +94,10 @@ def trained(
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: mean and standard deviation (sample, n - 1) over seeds of one test metric."""
+    """One line of the table: mean and standard deviation (sample, n - 1) over seeds of one test metric.
+
+    task: the objective.  beside: the same of other columns that the objective shows, by their key.
+    """
 
     name: str
     method: str
@@ -103,35 +110,56 @@ class Row:
     seconds: float
     peak_mb: float
     lrs: tuple[float, ...]
+    task: str = "classify"
+    beside: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
-def summarise(results: Sequence[Result], metric: str = "top1") -> list[Row]:
-    """Rows in the order of the results. Raises ValueError when their protocols differ: such numbers are not ranked."""
+def summarise(results: Sequence[Result], metric: str | None = None) -> list[Row]:
+    """Rows in the order of the results. Raises ValueError when their protocols differ: such numbers are not ranked.
+
+    metric: of the test split; by default the one that the objective ranks by.
+    """
     labels = {json.dumps(_label(r.protocol), sort_keys=True) for r in results}
     if len(labels) > 1:
         raise ValueError(
             f"these results have {len(labels)} different protocols, so they are not ranked: {labels}."
         )
+    shown = shown_of(results[0].protocol)
+    metric = metric or shown.headline(results[0].metrics)
     rows = []
     for name in dict.fromkeys(r.name for r in results):
         mine = [r for r in results if r.name == name]
-        values = [r.metrics[metric] for r in mine]
         rows.append(
             Row(
                 name,
                 mine[0].method,
-                mean(values),
-                stdev(values) if len(values) > 1 else 0.0,
-                len(values),
+                *_spread([r.metrics[metric] for r in mine]),
+                len(mine),
                 mine[0].parameters,
                 mean(r.bytes for r in mine) / 1e3,
                 mean(r.step_ms for r in mine),
                 mean(r.seconds for r in mine),
                 max(r.peak_mb for r in mine),
                 tuple(r.lr for r in mine),
+                str(results[0].protocol.get("task", "classify")),
+                _beside(mine, shown.columns),
             )
         )
     return rows
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float]:
+    return mean(values), stdev(values) if len(values) > 1 else 0.0
+
+
+def _beside(runs: Sequence[Result], columns: Sequence[Column]) -> dict[str, tuple[float, float]]:
+    """Mean and spread of the columns that all of the runs fill."""
+    found = {c.key: [c.of(r) for r in runs] for c in columns}
+    return {
+        key: _spread([v for v in values if v is not None])
+        for key, values in found.items()
+        if None not in values
+    }
 
 
 def _label(protocol: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,15 +167,26 @@ def _label(protocol: Mapping[str, Any]) -> dict[str, Any]:
     return {k: protocol.get(k) for k in ("data", "subset", "shots", "task", "selection", "counts")}
 
 
-HEADER = ("method", "accuracy", "seeds", "parameters", "file kB", "step ms", "seconds", "peak MB", "lr")
+COSTS = ("seeds", "parameters", "file kB", "step ms", "seconds", "peak MB", "lr")
 
 
-def cells(row: Row) -> tuple[str, ...]:
-    """A row as text."""
+def columns_of(rows: Sequence[Row]) -> list[Column]:
+    """The columns beside the headline that some row fills."""
+    return [c for c in SHOWN[rows[0].task].columns if any(c.key in row.beside for row in rows)]
+
+
+def header(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Names of the columns."""
+    return ("method", SHOWN[rows[0].task].title, *(c.title for c in columns_of(rows)), *COSTS)
+
+
+def cells(row: Row, columns: Sequence[Column] = ()) -> tuple[str, ...]:
+    """A row as text; columns: beside the headline (:func:`columns_of`)."""
     lrs = ", ".join(f"{lr:g}" for lr in dict.fromkeys(row.lrs))
     return (
         row.name,
-        f"{100 * row.mean:.1f} ± {100 * row.std:.1f}",
+        percent(row.mean, row.std),
+        *(percent(*row.beside[c.key], c.signed) if c.key in row.beside else "" for c in columns),
         str(row.seeds),
         f"{row.parameters:,}",
         f"{row.kilobytes:,.1f}",
@@ -158,16 +197,30 @@ def cells(row: Row) -> tuple[str, ...]:
     )
 
 
+def percent(value: float, spread: float, signed: bool = False) -> str:
+    """A share and its spread in percent, or a signed difference in points."""
+    return f"{100 * value:{'+' if signed else ''}.1f} ± {100 * spread:.1f}"
+
+
 def markdown(rows: Sequence[Row]) -> str:
-    """The table in Markdown; accuracy in percent."""
-    lines = [HEADER, tuple("---" if i == 0 else "--:" for i in range(len(HEADER))), *map(cells, rows)]
+    """The table in Markdown; shares in percent."""
+    head, columns = header(rows), columns_of(rows)
+    lines = [head, tuple("---" if i == 0 else "--:" for i in range(len(head)))]
+    lines += [cells(row, columns) for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """The table with plain numbers."""
+    """The table with plain numbers; columns beside the headline with their spread as ``KEY_std``."""
+    keys = [c.key for c in columns_of(rows)]
+    lines = []
+    for row in rows:
+        line = {k: v for k, v in asdict(row).items() if k not in ("task", "beside")}
+        for key in keys:
+            line[key], line[f"{key}_std"] = row.beside.get(key, ("", ""))
+        lines.append(line)
     text = io.StringIO()
-    writer = csv.DictWriter(text, [*asdict(rows[0])])
+    writer = csv.DictWriter(text, [*lines[0]])
     writer.writeheader()
-    writer.writerows(asdict(r) for r in rows)
+    writer.writerows(lines)
     return text.getvalue()

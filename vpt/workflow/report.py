@@ -14,6 +14,7 @@ from scipy.stats import t
 
 from vpt.methods import METHODS
 from vpt.workflow.compare import Result, Row, summarise
+from vpt.workflow.shown import SHOWN, shown_of
 
 __all__ = [
     "HEADER",
@@ -24,23 +25,31 @@ __all__ = [
     "Verdict",
     "against",
     "findings",
+    "meanings",
     "page",
     "table",
 ]
 
-MEANINGS = {
-    "method": "What learns. The network itself is frozen in every line but full fine-tuning.",
-    "accuracy, %": "Share of test pictures named rightly: mean ± standard deviation (n - 1) over seeds. A seed "
-    "draws the training pictures and their order; within a seed all methods see the same ones.",
-    "against head": "Accuracy minus that of the head alone, seed by seed, in points: mean ± standard error. It is "
-    "called ahead or behind where a paired t-test over seeds says so at the level of 5 %, else unclear.",
-    "trained": "Numbers that the optimiser changes, the head's included.",
-    "file, kB": "What has to be kept to predict again, besides the frozen network.",
-    "seconds": "One run, from reading the pictures to the measured test split; mean over seeds.",
-    "step, ms": "One training step, forward to optimiser: median of a run, mean over seeds.",
-    "peak, MB": "Highest memory of the whole process during a run, libraries and network included.",
-    "lr": "Learning rate.",
-}
+
+def meanings(task: str = "classify") -> dict[str, str]:
+    """What each column of the table of an objective means."""
+    shown = SHOWN[task]
+    return {
+        "method": "What learns. The network itself is frozen in every line but full fine-tuning.",
+        f"{shown.title}, %": shown.meaning,
+        f"against {shown.base}": f"{shown.title.capitalize()} minus that of {shown.based}, seed by seed, in points: "
+        "mean ± standard error. It is called ahead or behind where a paired t-test over seeds says so at the level of "
+        "5 %, else unclear.",
+        "trained": "Numbers that the optimiser changes, the head's included.",
+        "file, kB": "What has to be kept to predict again, besides the frozen network.",
+        "seconds": "One run, from reading the pictures to the measured test split; mean over seeds.",
+        "step, ms": "One training step, forward to optimiser: median of a run, mean over seeds.",
+        "peak, MB": "Highest memory of the whole process during a run, libraries and network included.",
+        "lr": "Learning rate.",
+    }
+
+
+MEANINGS = meanings()
 HEADER = tuple(MEANINGS)
 
 
@@ -101,6 +110,10 @@ class Chapter:
         return findings(self.results, self.base)
 
     @property
+    def meanings(self) -> dict[str, str]:
+        return meanings(str(self.results[0].protocol.get("task", "classify")))
+
+    @property
     def table(self) -> list[tuple[str, ...]]:
         return table(self.results, self.base)
 
@@ -109,10 +122,12 @@ def _by_seed(results: Sequence[Result], name: str, metric: str) -> dict[int, flo
     return {r.seed: 100 * r.metrics[metric] for r in results if r.name == name}
 
 
-def against(results: Sequence[Result], name: str, other: str, metric: str = "top1") -> Verdict:
+def against(results: Sequence[Result], name: str, other: str, metric: str = "") -> Verdict:
     """``name`` minus ``other``, paired by seed; the word is that of a t-test at 5 %, "unclear" for one seed.
 
-    Raises ValueError where they have no seed in common."""
+    metric: by default the one that the objective ranks by. Raises ValueError where they have no seed in common.
+    """
+    metric = metric or shown_of(results[0].protocol).headline(results[0].metrics)
     ours, theirs = _by_seed(results, name, metric), _by_seed(results, other, metric)
     differences = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
     if not differences:
@@ -124,7 +139,7 @@ def against(results: Sequence[Result], name: str, other: str, metric: str = "top
 
 
 def table(results: Sequence[Result], base: str) -> list[tuple[str, ...]]:
-    """Lines of text under HEADER. Raises ValueError for results of different protocols."""
+    """Lines of text under the names of :func:`meanings`. Raises ValueError for results of different protocols."""
     lines: list[tuple[str, ...]] = []
     for row in summarise(results):
         same = row.name == base
@@ -149,7 +164,7 @@ def findings(results: Sequence[Result], base: str) -> list[str]:
     random ones."""
     rows = summarise(results)
     best = max(rows, key=lambda row: row.mean)
-    said = [f"Highest mean accuracy: {best.name}, {_percent(best)} % ({_kind(best)})."]
+    said = [f"Highest {_mean(rows)}: {best.name}, {_percent(best)} % ({_kind(best)})."]
     verdicts = {row.name: against(results, row.name, base) for row in rows if row.name != base}
     prompts = [row.name for row in rows if row.name != base and not METHODS[row.method].baseline]
     winners = [name for name in prompts if verdicts[name].word == "ahead"]
@@ -169,6 +184,12 @@ def findings(results: Sequence[Result], base: str) -> list[str]:
         if names:
             said.append(f"{told}: {', '.join(names)}.")
     return said + _control(results, rows)
+
+
+def _mean(rows: Sequence[Row]) -> str:
+    """What the mean over seeds is a mean of; a mean recall is called so as it is."""
+    title = SHOWN[rows[0].task].title
+    return title if title.startswith("mean ") else f"mean {title}"
 
 
 def _percent(row: Row) -> str:
@@ -209,6 +230,7 @@ def page(title: str, lead: str, chapters: Sequence[Chapter], facts: Mapping[str,
     )
     environment.filters["uri"] = _uri
     text = files("vpt.workflow").joinpath("page.html.j2").read_text("utf-8")
+    told = {name: meaning for c in chapters for name, meaning in c.meanings.items()}
     return environment.from_string(text).render(
-        title=title, lead=lead, chapters=chapters, facts=facts, header=HEADER, meanings=MEANINGS
+        title=title, lead=lead, chapters=chapters, facts=facts, meanings=told
     )

@@ -20,7 +20,7 @@ from vpt.tasks.tune import fit
 from vpt.tasks.tuned import Tuned, load_prompts
 from vpt.towers.backbone import Backbone
 
-__all__ = ["Candidate", "Result", "Runs", "Search", "label_of", "recipe_of"]
+__all__ = ["Candidate", "Result", "Runs", "Search", "by_split", "label_of", "recipe_of"]
 
 Search = Literal["every seed", "first seed"]
 MODULES = 3  # data sets that are kept open: a base half, its novel half, and both
@@ -46,7 +46,8 @@ class Result:
     """One run. metrics: of the test split.  bytes: of the file.  seconds: all in all.
 
     val: metrics of the val split, empty without one.
-    beside: what else was measured, by a name such as "novel": top1 and count, or ``why`` it could not be.
+    beside: what else was measured, by a name such as "novel" or "general": metrics and count, or ``why`` it was not.
+    before: metrics of the frozen model, by "test" and what else was measured; only of pictures with captions.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Result:
     protocol: dict[str, Any]
     val: dict[str, float] = field(default_factory=dict)
     beside: dict[str, dict[str, Any]] = field(default_factory=dict)
+    before: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 class Runs:
@@ -206,14 +208,12 @@ def renamed(tuned: Tuned, classes: Sequence[str], words: Mapping[str, Any]) -> T
 def _result(c: Candidate, tuned: Tuned, seed: int, folder: Path, key: str) -> Result:
     train = tuned.prompts.about["train"]
     path = folder / ("baseline.safetensors" if METHODS[c.method].baseline else "prompts.safetensors")
-    metrics: dict[str, dict[str, float]] = {"val": {}, "test": {}}
-    for m in tuned.metrics:
-        metrics[m["split"]][m["name"]] = m["value"]
+    after, counts = by_split(tuned.metrics), {m["split"]: m["count"] for m in tuned.metrics}
     return Result(
         c.name,
         c.method,
         seed,
-        metrics["test"],
+        after["test"],
         train["parameters"],
         path.stat().st_size,
         train["seconds"],
@@ -222,8 +222,22 @@ def _result(c: Candidate, tuned: Tuned, seed: int, folder: Path, key: str) -> Re
         train["lr"],
         str(path),
         {**tuned.protocol, **label_of(tuned), "run": key},
-        metrics["val"],
+        after.get("val", {}),
+        {
+            name: {**found, "count": counts[name]}
+            for name, found in after.items()
+            if name not in ("val", "test")
+        },
+        by_split(tuned.prompts.about.get("before") or ()),
     )
+
+
+def by_split(metrics: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Values by split and name of numbers as a prompt file lists them."""
+    found: dict[str, dict[str, float]] = {}
+    for m in metrics:
+        found.setdefault(m["split"], {})[m["name"]] = m["value"]
+    return found
 
 
 def label_of(tuned: Tuned) -> dict[str, Any]:
