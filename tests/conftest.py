@@ -115,3 +115,17 @@ def _paint(
 def paint() -> Callable[..., Path]:
     """paint(root, {"train": 12}, noise): 12 noisy pictures a colour as ROOT/train/COLOUR/0.png ..., 32 px."""
     return _paint
+
+
+def _tell(root: Path) -> Path:
+    for picture in sorted(root.rglob("*.png")):
+        colour, number = picture.parent.name, int(picture.stem)
+        told = [f"number {number} in {colour}", f"something {colour}", f"{colour} with noise, the {number}th"]
+        picture.with_suffix(".txt").write_text("\n".join(told))
+    return root
+
+
+@pytest.fixture(scope="session")
+def tell() -> Callable[[Path], Path]:
+    """tell(root): three captions beside every picture of ``paint``; one is true of all pictures of a colour."""
+    return _tell

@@ -36,6 +36,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, paint: Callable[..., Path
     return paint(tmp_path_factory.mktemp("pictures"), {"train": 12, "val": 6, "test": 6}, noise=40)
 
 
+@pytest.fixture(scope="session")
+def pairs(
+    tmp_path_factory: pytest.TempPathFactory, paint: Callable[..., Path], tell: Callable[[Path], Path]
+) -> Path:
+    """Such pictures with captions: 12 to train, 6 for val and for the test."""
+    return tell(paint(tmp_path_factory.mktemp("pairs"), {"train": 4, "val": 2, "test": 2}, noise=80))
+
+
 @pytest.fixture
 def frozen_hash(backbone: Backbone) -> Callable[[], int]:
     """A number that changes when any weight or buffer of the frozen network does."""

@@ -36,7 +36,8 @@ def run(command: str, argv: list[str]) -> None:
     file = Path(machine.out) / f"{'baseline' if kind == 'baseline' else 'prompts'}.safetensors"
     print(f"{kind}: {file} ({file.stat().st_size / 1e3:.1f} kB)")
     if recipe.objective == "retrieve":
-        print(f"  vpt index build PICTURES --prompts {file} --out INDEX\n  vpt search INDEX 'WORDS'")
+        print(f"  vpt index build PICTURES --prompts {file} --out INDEX")
+        print(f"  vpt search INDEX 'WORDS' --prompts {file}")
     else:
         print(f"  vpt predict {file} PICTURE...")
 
@@ -65,9 +66,7 @@ def metrics_table(
     table = Table("metric", caption=escape(label))
     columns: list[Mapping[str, float]] = []
     frozen = by_split(before)
-    heads = {
-        s: f"{s}\n" + told.replace(", ", "\n") if before else f"{s} ({told})" for s, told in counts.items()
-    }
+    heads = {s: f"{s}\n" + n.replace(", ", "\n") if before else f"{s} ({n})" for s, n in counts.items()}
     for split, found in by_split(metrics).items():
         if split in frozen:
             table.add_column(f"{split},\nfrozen", justify="right")
