@@ -1,9 +1,9 @@
-"""``vpt demo``: the starter learns digits and emoji, offline, and a page of results is written."""
+"""``vpt demo``: starters learn digits, emoji and to find scenes by words, offline; a page of results is written."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ def run(command: str, argv: list[str]) -> None:
     given = {k: getattr(args, k) for k in ("shots", "epochs", "seeds") if getattr(args, k) is not None}
     plain = Console()
     console = plain if plain.is_terminal else Console(width=100)  # a log has no width
-    chapters = demo(
+    chapters, found = demo(
         out,
         Budget(**given),
         device=args.device,
@@ -38,21 +38,27 @@ def run(command: str, argv: list[str]) -> None:
         for sentence in [chapter.protocol, *chapter.findings]:
             console.print(f"- {sentence}", markup=False, highlight=False)
         console.print(_fresh(chapter), markup=False, highlight=False)
+    for searches in found:
+        console.print(_grid(searches.header, [(searches.title, searches.table)]))
+        console.print(searches.title, style="bold")
+        for sentence in [searches.protocol, *searches.findings]:
+            console.print(f"- {sentence}", markup=False, highlight=False)
+        console.print(f"- Search yourself: {searches.command}", markup=False, highlight=False)
     console.print(f"\nThe page: {out / 'index.html'}", highlight=False)
 
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vpt demo",
-        description="Adapt the starter network to digits and emoji in several ways, offline and on a CPU in a few "
-        "minutes. What the folder holds already is not computed again.",
+        description="Adapt the starter network to digits and emoji in several ways, and another one to finding "
+        "scenes by words, offline and on a CPU in a few minutes. What the folder holds already is not computed again.",
     )
     parser.add_argument(
         "--out", default="demo-out", help="folder for the page, pictures, tables and prompt files"
     )
-    parser.add_argument("--shots", type=positive, help="training pictures a class")
-    parser.add_argument("--epochs", type=positive)
-    parser.add_argument("--seeds", type=_seeds, help="numbers, comma separated")
+    parser.add_argument("--shots", type=positive, help="training pictures a class, of digits and emoji")
+    parser.add_argument("--epochs", type=positive, help="of digits and emoji")
+    parser.add_argument("--seeds", type=_seeds, help="numbers, comma separated, of digits and emoji")
     parser.add_argument("--device", default="auto")
     return parser
 
@@ -66,20 +72,26 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 def _table(chapters: Sequence[Any]) -> Any:
     """All data sets in one table."""
+    from vpt.workflow.report import HEADER
+
+    kept = [i for i, name in enumerate(HEADER) if name not in ("step, ms", "lr")]  # the page has these too
+    sections = [(c.title, [[line[i] for i in kept] for line in c.table]) for c in chapters]
+    return _grid([HEADER[i] for i in kept], sections)
+
+
+def _grid(header: Sequence[str], sections: Iterable[tuple[str, Sequence[Sequence[str]]]]) -> Any:
+    """Lines of text under a header, in sections with titles."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
-    from vpt.workflow.report import HEADER
-
-    kept = [i for i, name in enumerate(HEADER) if name not in ("step, ms", "lr")]  # the page has these too
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for i in kept:
-        table.add_column(HEADER[i], justify="right" if i else "left", no_wrap=i > 0)
-    for chapter in chapters:
-        table.add_row(f"[bold]{escape(chapter.title)}[/bold]")
-        for line in chapter.table:
-            table.add_row(*(escape(line[i]) for i in kept))
+    for i, name in enumerate(header):
+        table.add_column(name, justify="right" if i else "left", no_wrap=i > 0)
+    for title, lines in sections:
+        table.add_row(f"[bold]{escape(title)}[/bold]")
+        for line in lines:
+            table.add_row(*map(escape, line))
         table.add_section()
     return table
 

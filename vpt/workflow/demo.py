@@ -1,4 +1,4 @@
-"""The demo: the frozen starter learns digits and emoji in several ways, and a page says what that was worth."""
+"""The demo: frozen starters learn digits and emoji, and to find scenes by words; a page says what that was worth."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from vpt.tasks.tuned import Tuned
 from vpt.towers.backbone import Backbone
 from vpt.towers.load import load
 from vpt.workflow.compare import Candidate, Result, compare, summarise, to_csv
-from vpt.workflow.report import Chapter, page
+from vpt.workflow.demo_search import HUNT, Hunt, search
+from vpt.workflow.report import Chapter, Searches, page
 from vpt.workflow.study import Study
 
 __all__ = ["SUBJECTS", "Budget", "Subject", "demo"]
@@ -85,19 +86,23 @@ def demo(
     budget: Budget = Budget(),
     *,
     subjects: Sequence[Subject] = SUBJECTS,
+    hunts: Sequence[Hunt] = (HUNT,),
     backbone: Backbone | str = "starter/vit-mini",
+    clip: Backbone | str = "starter/clip-mini",
     device: str = "auto",
     told: Callable[[str], None] = print,
-) -> list[Chapter]:
-    """Compare, draw, try the prompt files in a fresh process, and write ``out/index.html`` and the PNGs.
+) -> tuple[list[Chapter], list[Searches]]:
+    """Compare, draw, try the prompt files in a fresh process, search, and write ``out/index.html`` and the PNGs.
 
+    backbone: of the subjects.  clip: of the hunts, which have budgets of their own.
     Runs that ``out`` holds are not repeated. Raises RuntimeError where a fresh process predicts otherwise.
     """
     out, started = Path(out), time.perf_counter()
     backbone = load(backbone) if isinstance(backbone, str) else backbone
     studies = [_study(s, backbone, budget, out / s.name, device, told) for s in subjects]
-    told("reading the prompt files back in fresh processes; drawing meanwhile")
+    told("reading the prompt files back in fresh processes; drawing and searching meanwhile")
     asked = [study.ask() for study in studies]
+    found = [search(hunt, clip, out, device, told) for hunt in hunts]
     drawn = [study.draw() for study in studies]
     chapters = [
         study.chapter(pictures, *study.answer(*process))
@@ -108,9 +113,9 @@ def demo(
             write_atomically(study.out / f"{picture.name}.png", picture.light)
         write_atomically(study.out / "table.csv", to_csv(summarise(study.results)).encode())
     facts = _facts(backbone, budget, time.perf_counter() - started)
-    html = page("What a few learned rows do to a frozen network", _lead(backbone), chapters, facts)
+    html = page("What a few learned rows do to a frozen network", _lead(backbone), chapters, facts, found)
     write_atomically(out / "index.html", html.encode())
-    return chapters
+    return chapters, found
 
 
 def _study(

@@ -19,9 +19,12 @@ from vpt.workflow.shown import SHOWN, shown_of
 __all__ = [
     "HEADER",
     "MEANINGS",
+    "Asked",
     "Chapter",
+    "Found",
     "Fresh",
     "Picture",
+    "Searches",
     "Verdict",
     "against",
     "findings",
@@ -116,6 +119,40 @@ class Chapter:
     @property
     def table(self) -> list[tuple[str, ...]]:
         return table(self.results, self.base)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A picture that a search found. png: the picture.  text: what it shows.  right: whether it was looked for."""
+
+    png: bytes
+    text: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A query, and what was found by it, best first, by who looked."""
+
+    query: str
+    found: Mapping[str, Sequence[Found]]
+
+
+@dataclass(frozen=True)
+class Searches:
+    """Pictures found by words: what was measured, in sentences and as a table, and some queries with their hits.
+
+    table: lines of text under ``header``.  links: path from the page, and what lies there.  command: searches again.
+    """
+
+    title: str
+    protocol: str
+    findings: Sequence[str]
+    header: Sequence[str]
+    table: Sequence[Sequence[str]]
+    asked: Sequence[Asked]
+    links: Mapping[str, str]
+    command: str
 
 
 def _by_seed(results: Sequence[Result], name: str, metric: str) -> dict[int, float]:
@@ -220,10 +257,16 @@ def _uri(data: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 
-def page(title: str, lead: str, chapters: Sequence[Chapter], facts: Mapping[str, str]) -> str:
+def page(
+    title: str,
+    lead: str,
+    chapters: Sequence[Chapter],
+    facts: Mapping[str, str],
+    searches: Sequence[Searches] = (),
+) -> str:
     """HTML with everything inside: pictures as data URIs, no script, nothing fetched.
 
-    facts: how it was made (machine, versions, command), by name.
+    facts: how it was made (machine, versions, command), by name.  searches: behind the chapters.
     """
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -232,5 +275,10 @@ def page(title: str, lead: str, chapters: Sequence[Chapter], facts: Mapping[str,
     text = files("vpt.workflow").joinpath("page.html.j2").read_text("utf-8")
     told = {name: meaning for c in chapters for name, meaning in c.meanings.items()}
     return environment.from_string(text).render(
-        title=title, lead=lead, chapters=chapters, facts=facts, meanings=told
+        title=title,
+        lead=lead,
+        chapters=chapters,
+        facts=facts,
+        searches=searches,
+        meanings=told,
     )
