@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -119,10 +120,9 @@ def lay(
         raise ValueError(f"the {tower.name!r} tower reads no sentences.")
     if not (packed and reading.causal):
         length = None if packed and reading.cuts else reading.context
-        return [
-            _padded(tower, sentences[i : i + batch], length).to(tower.device)
-            for i in range(0, len(sentences), batch)
-        ]
+        runs = [list(run) for _, run in groupby(sentences, lambda s: {k: len(v) for k, v in s.slots.items()})]
+        parts = [run[i : i + batch] for run in runs for i in range(0, len(run), batch)]
+        return [_padded(tower, part, length).to(tower.device) for part in parts]
     return [pack(part).to(tower.device) for part in _groups(sentences, group or GROUP)]
 
 
@@ -168,7 +168,8 @@ def encode_text(
 ) -> Tensor:
     """Features [N, out] of N laid-out sentences; with ``sets`` of rows [sets, n, width], [sets, N, out].
 
-    Without ``sets`` rows [K, n, width] are class-specific. recompute: keep the features of every stream only and
+    Without ``sets`` rows [K, n, width] are class-specific. Rows at a placeholder that no sentence of a stream holds
+    are left out of it. recompute: keep the features of every stream only and
     compute it anew in backward, so that memory does not grow with N; None: where the graph would take above 2 GiB.
     """
     own = {k: r for k, r in rows.items() if k.tower == tower.name}
@@ -202,5 +203,6 @@ def _sets(rows: Rows, sets: int | None, chunk: int | None) -> Iterator[Rows]:
 
 def _one(tower: Tower, s: Stream, live: bool, rows: Rows) -> Tensor:
     """Features [sets, N, out] of one stream."""
-    found = encode_grid(tower, s, rows, live=live)
+    held = {site: r for site, r in rows.items() if not site.slot.startswith("<") or site.slot in s.places}
+    found = encode_grid(tower, s, held, live=live)
     return found.flatten(1, -2)

@@ -19,6 +19,7 @@ COMMANDS = {
     "index": ("vpt.cli.index", "embed a collection of pictures for search: build, add, remove, info"),
     "search": ("vpt.cli.search", "find pictures of an index by words, by a picture or by a concept"),
     "test-time": ("vpt.cli.test_time", "adapt a CLIP to each test picture on its own (TPT, ZERO)"),
+    "concept": ("vpt.cli.concept", "teach a CLIP a new word with 3 to 10 pictures of one thing"),
     "inspect": ("vpt.cli.inspect", "say what a prompt file holds (needs no torch)"),
     "methods": ("vpt.cli.lists", "list the methods and baselines"),
     "models": ("vpt.cli.lists", "list the backbones (vpt models '*dinov2*')"),

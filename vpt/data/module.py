@@ -60,7 +60,7 @@ class ImageData(L.LightningDataModule):
 
     def __init__(
         self,
-        path: str,
+        path: str | Source,
         *,
         shots: int | None = None,
         seed: int = 1,
@@ -126,6 +126,8 @@ class ImageData(L.LightningDataModule):
         self._source, self._decoded, self._report, self._plan = source, decoded, report, drawn
 
     def _open(self) -> Source:
+        if not isinstance(self.path, str):
+            return self.path
         if self.captioned:
             return open_captions(self.path, self.root, bare=self.skip_unreadable)
         return open_source(self.path, self.root)

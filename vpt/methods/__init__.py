@@ -16,6 +16,7 @@ class Entry:
 
     home: module and class.  options: what this name fixes.
     baseline: learns weights, or solves a closed form; its result is no prompt set.
+    only: the one objective that it is for, if it is for one only.
     lr, weight_decay, optimizer: what `vpt fit` uses when nothing is said, chosen for few-shot work; the
         papers' own recipes are in configs/.
     """
@@ -29,6 +30,7 @@ class Entry:
     lr: float = 2e-3
     weight_decay: float = 1e-2
     optimizer: str = "adamw"
+    only: str = ""
 
 
 METHODS: dict[str, Entry] = {
@@ -136,6 +138,15 @@ METHODS: dict[str, Entry] = {
         "text/upper/prefix image/upper/prefix",
         lr=1e-3,
     ),
+    "concept": Entry(
+        "vpt.methods.concept:Concept",
+        "2208.01618",
+        "a new word such as <my-mug>, learned from a few pictures against a background set",
+        "text/embedded/<my-concept>",
+        lr=5e-3,
+        weight_decay=0.0,
+        only="retrieve",
+    ),
     "random-rows": Entry(
         "vpt.methods.baselines.random_rows:RandomRows",
         "",
@@ -230,6 +241,16 @@ METHODS: dict[str, Entry] = {
         {"finetune": True},
         baseline=True,
         lr=1e-3,
+    ),
+    "polar": Entry(
+        "vpt.methods.baselines.polar:Polar",
+        "2506.10182",
+        "a concept as a rank-1 update of the text tower's last value matrix",
+        "none",
+        baseline=True,
+        lr=1e-3,
+        weight_decay=0.0,
+        only="retrieve",
     ),
     "clip-lora": Entry(
         "vpt.methods.baselines.clip_lora:ClipLoRA",

@@ -88,6 +88,7 @@ class Method(nn.Module):
     whole: the file keeps the method's own tensors in place of rows; so it does where ``per_sample`` or ``reads``.
     views: augmented views of each training picture over which the features for :meth:`solve` are averaged, where the
         data are augmented; 0: the picture as for evaluation.
+    placeholders: new words that its rows stand for, each with the word that they start from.
     kept: options that the file says in place of those given (what a path named, since files move).
     """
 
@@ -102,6 +103,7 @@ class Method(nn.Module):
     trains: bool = True
     whole: bool = False
     views: int = 0
+    placeholders: Mapping[str, str] = {}
     kept: Mapping[str, Any] = {}
 
     def forward(self, context: Context) -> dict[Site, Tensor]:

@@ -16,7 +16,7 @@ from vpt.objectives.captions import Captions
 from vpt.objectives.objective import Loss, Model
 from vpt.objectives.recall import Gallery, both_ways
 
-__all__ = ["Retrieve", "info_nce", "sigmoid"]
+__all__ = ["Retrieve", "info_nce", "pull", "sigmoid"]
 
 
 def info_nce(logits: Tensor, true: Tensor) -> Tensor:
@@ -38,6 +38,11 @@ def sigmoid(logits: Tensor, true: Tensor) -> Tensor:
     return F.softplus(torch.where(true, -logits, logits).float()).sum(-1).mean()
 
 
+def pull(logits: Tensor, true: Tensor) -> Tensor:
+    """Mean squared distance between unit vectors of true pairs; logits are their cosines. Nothing is pushed away."""
+    return (2 - 2 * logits.float())[true].mean()
+
+
 LOSSES = {"infonce": info_nce, "sigmoid": sigmoid}
 
 
@@ -55,14 +60,15 @@ class Retrieve:
     """Both directions, pictures to captions and captions to pictures, weigh the same.
 
     train, val: the captions of the splits; val may be empty.
-    loss: "infonce" or "sigmoid".  each: captions a picture brings to a batch, in turn over the epochs; 0: all.
+    loss: "infonce", "sigmoid", or "pull", which knows true pairs only.
+    each: captions a picture brings to a batch, in turn over the epochs; 0: all.
     consistency: weight of 1 - cosine between features and those of the frozen model, in towers that are written to.
     bank: features of all training pictures [views, N, out] where the image tower writes none: all are negatives.
     """
 
     train: Captions
     val: Captions
-    loss: Literal["infonce", "sigmoid"] = "infonce"
+    loss: Literal["infonce", "sigmoid", "pull"] = "infonce"
     each: int = 1
     consistency: float = 0.0
     seed: int = 1
@@ -98,7 +104,7 @@ class Retrieve:
 
     def _loss(self, model: Model, seen: Any, pictures: Tensor, chosen: Tensor, epoch: int) -> Loss:
         """The loss of logits [B, M], against all that is stored where a tower writes nothing."""
-        one_way, device = LOSSES[self.loss], seen.image.device
+        one_way, device = LOSSES.get(self.loss, info_nce), seen.image.device
         true = self.train.true(pictures, chosen).to(device)
         captions = images = None
         if (texts := model.stored_texts()) is not None:
@@ -108,6 +114,8 @@ class Retrieve:
             images = model.rate(seen, image=bank), self.train.true(None, chosen).to(device)
 
         def loss(logits: Tensor) -> Tensor:
+            if self.loss == "pull":
+                return pull((logits - seen.bias) / seen.scale, true)
             to_captions, to_images = captions or (logits, true), images or (logits, true)
             return (one_way(*to_captions) + one_way(to_images[0].mT, to_images[1].mT)) / 2
 

@@ -243,9 +243,10 @@ class Learner(nn.Module):
         text = self.towers[1]
         assert text is not None
         if self.says and (self.training or self.method.per_sample or torch.is_grad_enabled()):
-            sets = batch if self.method.per_sample else None
-            laid = self._below(rows) if chosen is None else self._chosen(chosen)
-            return encode_text(text, laid, rows, sets=sets, recompute=True if self.chunk else None)
+            sets, recompute = batch if self.method.per_sample else None, True if self.chunk else None
+            if chosen is not None:
+                return self._chosen(rows, chosen, recompute)
+            return encode_text(text, self._below(rows), rows, sets=sets, recompute=recompute)
         if "texts" not in self._kept:
             with torch.no_grad():
                 self._kept["texts"] = self.read(self.classes).to(self.tower.device)
@@ -256,14 +257,23 @@ class Learner(nn.Module):
         """Features of all classes where the text tower is not written to; None where it is."""
         return None if self.says or self.head is not None else self._texts({}, 1)
 
-    def _chosen(self, chosen: Tensor) -> list[Stream]:
-        """The sentences of some classes, laid out."""
+    def _chosen(self, rows: Rows, chosen: Tensor, recompute: bool | None) -> Tensor:
+        """Features of some classes; sentences that hold no rows are those of the frozen tower, read once for all."""
         text, known = self.towers[1], self._kept.setdefault("sentences", {})
         assert text is not None
         numbers = chosen.tolist()
         if new := [n for n in numbers if n not in known]:
             known |= zip(new, self.speech.sentences([self.classes[n] for n in new]), strict=True)
-        return self.speech.lay(text, [known[n] for n in numbers])
+        said = [known[n] for n in numbers]
+        held = text.learns_from is None and all(slot.startswith("<") for slot in self._rows_of())
+        live = [i for i, sentence in enumerate(said) if sentence.slots or not held]
+        if not live:
+            return self._plain(chosen)
+        laid = self.speech.lay(text, [said[i] for i in live])
+        found = encode_text(text, laid, rows, recompute=recompute)
+        if len(live) == len(said):
+            return found
+        return self._plain(chosen).to(found).index_copy(0, torch.tensor(live, device=found.device), found)
 
     def _rows_of(self) -> dict[str, int]:
         """The number of rows of each slot of the text tower."""

@@ -44,7 +44,8 @@ class Recipe:
     patience: stop after so many epochs without a better val score; 0: never, the last epoch counts.
     chunk: pictures and sentences of one graph; 0: the batch. Larger batches than memory takes keep features only and
         compute each chunk anew in backward, with the same gradients.
-    Of retrieve: loss, "infonce" or "sigmoid" (networks with a bias of their logits, such as SigLIP).  captions: of a
+    Of retrieve: loss, "infonce", "sigmoid" (networks with a bias of their logits, such as SigLIP) or "pull" (true
+        pairs only, nothing is pushed away).  captions: of a
         picture in one batch, in turn; 0: all.  consistency: weight of staying near the frozen features.
         general: other pictures with captions, measured before and after: what was lost there.
     """
@@ -65,7 +66,7 @@ class Recipe:
     store: Literal["auto", "memory", "disk", "off"] = "auto"
     patience: int = 0
     chunk: int = 0
-    loss: Literal["infonce", "sigmoid"] = "infonce"
+    loss: Literal["infonce", "sigmoid", "pull"] = "infonce"
     captions: int = 1
     consistency: float = 0.0
     general: str = ""

@@ -113,6 +113,8 @@ class Run:
         self.out = None if machine.out is None else Path(machine.out)
         self.console = Console(stderr=True, quiet=not machine.progress)
         made = build_method(method, backbone, options)  # sites and options are refused before data are read
+        if self.entry.only not in ("", recipe.objective):
+            raise ValueError(f"{method} is for the objective {self.entry.only}, not {recipe.objective}.")
         if self.retrieves:
             check_retrieval(method, made, backbone, recipe)
         check_kind(data, recipe)
@@ -409,6 +411,7 @@ class Run:
             "backbone": self.backbone.label(),
             "preprocessing": dict(self.backbone.preprocessing),
             "classes": list(self.data.classes),
+            **({"placeholders": dict(learner.method.placeholders)} if learner.method.placeholders else {}),
             "metrics": [],
             "train": train,
         }
