@@ -18,9 +18,10 @@ FLOORS = {
     "towers": 1,
     **dict.fromkeys(("methods", "objectives", "data"), 2),
     "tasks": 3,
-    **dict.fromkeys(("workflow", "bench", "hub", "search", "serve"), 4),
-    "cli": 5,
-    **dict.fromkeys(("__main__", "__init__"), 6),
+    "search": 4,
+    **dict.fromkeys(("workflow", "bench", "hub", "serve"), 5),
+    "cli": 6,
+    **dict.fromkeys(("__main__", "__init__"), 7),
 }
 KNOWN = {room: {"torch", "safetensors"} for room in CORE}
 KNOWN["start"] = {"torch", "sklearn"}  # its mini-batch k-means

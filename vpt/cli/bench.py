@@ -17,6 +17,11 @@ __all__ = ["BENCHES", "run"]
 BENCHES = {
     "vit": ("vpt.bench.vit", "bench_vit", "training steps and inference in plain frozen forwards"),
     "clip": ("vpt.bench.clip", "bench_clip", "training steps of the CLIP methods against the plain way"),
+    "search": (
+        "vpt.bench.search",
+        "bench_search",
+        "building and asking an index, and embedding pictures for it",
+    ),
     "cli": ("vpt.bench.cli", "bench_cli", "how long the command line takes to answer"),
 }
 
@@ -25,7 +30,7 @@ def run(command: str, argv: list[str]) -> None:
     """Run one bench; it prints a table and, with ``--json FILE``, writes the numbers."""
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: vpt bench NAME [options]      vpt bench NAME --help tells more\n")
-        print("\n".join(f"  {name:<6}{what}" for name, (_, _, what) in BENCHES.items()))
+        print("\n".join(f"  {name:<8}{what}" for name, (_, _, what) in BENCHES.items()))
         return
     if argv[0] not in BENCHES:
         raise ValueError(f"no bench {argv[0]!r}. There are {', '.join(BENCHES)}.")
