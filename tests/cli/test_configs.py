@@ -14,16 +14,25 @@ from vpt.cli.compare import _arguments, _plan
 from vpt.cli.config import parse
 from vpt.data.module import ImageData
 from vpt.methods import METHODS, method_class
+from vpt.methods.baselines.zero_shot import ZeroShot
 from vpt.tasks.device import Machine
 from vpt.tasks.learner import Learner, build_method
+from vpt.tasks.pairs import check_retrieval
 from vpt.tasks.task import Recipe
 from vpt.towers.backbone import Backbone
 from vpt.towers.load_clip import backbone_of
 from vpt.towers.vit import tiny
 
+NEEDED = {"zero-shot-descriptions": {"descriptions": {"a": ["an a."]}}}
 ROOT = Path(__file__).parents[2] / "configs"
 FILES = sorted(f for f in ROOT.rglob("*.yaml") if f.parent.name != "datasets")  # those: vpt.data.protocols
-COMMANDS = {"classify": "fit", "data": "fit", "compare": "compare", "table": "table few-shot"}
+COMMANDS = {
+    "classify": "fit",
+    "retrieve": "fit",
+    "data": "fit",
+    "compare": "compare",
+    "table": "table few-shot",
+}
 NETWORK = Backbone(
     "tiny", {"image": tiny(num_classes=128)}, {}, "timm"
 )  # with a classifier, so that a map from its classes has something to map
@@ -50,26 +59,42 @@ def build(name: str, options: dict[str, object]) -> Learner:
     return Learner(build_method(name, NETWORK, options), NETWORK, ("a", "b", "c"))
 
 
+def can_retrieve(name: str) -> bool:
+    if not method_class(name).named:
+        return False
+    try:
+        check_retrieval(
+            name, build_method(name, clip(), NEEDED.get(name)), clip(), Recipe(objective="retrieve")
+        )
+    except ValueError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("file", **named(FILES))
 def test_the_header_says_what_it_repeats_and_how_to_run_it(file: Path) -> None:
     text = file.read_text()
     header = [line for line in text.splitlines() if line.startswith("#")]
     place = file.relative_to(ROOT.parent).as_posix()
     assert any(line.startswith(f"# vpt {COMMANDS[file.parent.name]} --config {place} ") for line in header)
-    if file.parent.name == "classify":
+    if file.parent.name in ("classify", "retrieve"):
         for word in ("# Repeats: ", "# Published: ", "Time and machine: "):
             assert sum(word in line for line in header) == 1, word
         paper = METHODS[file.stem].paper
         assert paper in "".join(header)
-        assert f"--out runs/{file.stem}" in header[-1]
+        kind = {"classify": "", "retrieve": "retrieve-"}[file.parent.name]
+        assert f"--out runs/{kind}{file.stem}" in header[-1]
 
 
 @pytest.mark.parametrize("file", **named([f for f in FILES if COMMANDS[f.parent.name] == "fit"]))
 def test_a_config_of_fit_builds(file: Path) -> None:
     found = parse("fit", ["--config", str(file)])
     method = found.method.as_dict()
-    build(method.pop("name"), method)
-    Recipe(**found.task.as_dict())
+    name, recipe = method.pop("name"), Recipe(**found.task.as_dict())
+    learner = build(name, method)
+    assert found.data.captions == (recipe.objective == "retrieve")
+    if recipe.objective == "retrieve":
+        check_retrieval(name, learner.method, clip(), recipe)
     Machine(**found.trainer.as_dict())
     data = ImageData(**found.data.as_dict())
     if data.path in ("digits", "emoji", "scenes"):
@@ -78,11 +103,19 @@ def test_a_config_of_fit_builds(file: Path) -> None:
 
 
 def test_every_method_has_a_config_and_every_kind_of_data_too() -> None:
-    assert {f.stem for f in FILES if f.parent.name == "classify"} == METHODS.keys()
-    assert all(
-        parse("fit", ["--config", str(ROOT / "classify" / f"{name}.yaml")]).method.name == name
-        for name in METHODS
-    )
+    of = {n: [name for name in METHODS if METHODS[name].only in ("", n)] for n in ("classify", "retrieve")}
+    # on captions, which take no template, the other sentences and words of zero-shot are those of zero-shot
+    of["retrieve"] = [
+        name
+        for name in of["retrieve"]
+        if can_retrieve(name) and (name == "zero-shot" or not issubclass(method_class(name), ZeroShot))
+    ]
+    for objective, names in of.items():
+        files = {f.stem: f for f in FILES if f.parent.name == objective}
+        assert files.keys() == {name for name in names if not METHODS[name].only}
+        for name, file in files.items():
+            found = parse("fit", ["--config", str(file)])
+            assert (found.method.name, found.task.objective) == (name, objective)
     kinds = {f.stem for f in FILES if f.parent.name == "data" and not f.stem.startswith("captions-")}
     assert kinds == {"folder", "manifest", "shards", "torchvision", "coop", "digits", "emoji", "scenes"}
 
@@ -104,7 +137,9 @@ def test_a_comparison_builds(file: Path) -> None:
     for entry in plan["methods"]:
         build(entry["name"], entry["options"])
         rates = Recipe(**{**plan["task"], **entry["task"]}).lr
-        assert len(rates) > 1 or entry["name"] == "linear-exact"  # chosen on val, for all alike
+        trains = method_class(entry["name"]).trains and entry["name"] != "linear-exact"
+        assert len(rates) == 0 if not trains else len(rates) > 1  # chosen on val, for all alike
+    assert plan["data"].get("captions", False) == (plan["task"].get("objective") == "retrieve")
     for seed in plan["seeds"]:
         ImageData(**plan["data"], seed=seed)
 
