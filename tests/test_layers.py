@@ -118,7 +118,7 @@ def test_a_file_imports_from_lower_floors_and_its_own_room(path: Path, module: s
         ("vpt.objectives.classify", "import timm.loss"),
         ("vpt.tasks.task", "import vpt"),
         ("vpt.workflow.compare", "from vpt.cli import main"),
-        ("vpt.workflow.compare", "from vpt.search.index import Index"),
+        ("vpt.workflow.compare", "from vpt.bench.vit import bench_vit"),
         ("vpt.cli.fit", "import torch"),
         ("vpt.cli.fit", "try:\n    from vpt.tasks.tune import tune\nexcept ImportError:\n    pass"),
         ("vpt.attic", "import os"),
