@@ -16,7 +16,7 @@ from vpt.tasks.learner import build_method
 from vpt.towers.backbone import Backbone
 from vpt.workflow.compare import Candidate
 from vpt.workflow.demo import demo
-from vpt.workflow.demo_search import FROZEN, HUNT, LISTED, SHOWN, Hunt, search, verdict
+from vpt.workflow.demo_search import FROZEN, HUNT, LISTED, SHOWN, Hunt, Hunter, search, verdict
 from vpt.workflow.report import Searches
 
 RECIPE = {"lr": (1e-2,), "epochs": 1}
@@ -139,6 +139,29 @@ def test_the_demo_puts_it_on_its_page(done: Done, backbone: Backbone, tiny_clip:
 )
 def test_a_change_is_called_what_it_is(before: float, after: float, count: int, said: str) -> None:
     assert verdict(before, after, count) == said
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ([0.0, 0.05], "The rows bring no clear gain here, and no clear loss."),
+        ([0.0, 0.3], "The rows pay here."),
+        ([-0.3, 0.0], "The rows do harm here."),
+        ([-0.3, 0.3], "The rows gain one way and lose the other."),
+    ],
+)
+def test_the_first_finding_sums_up(
+    done: Done, tiny_clip: Backbone, changes: list[float], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways = ("t2i_r1", "i2t_r1")
+    numbers = {"mean_recall": 0.5, "t2i_r5": 0.5}
+    hunter = Hunter(WORDS, tiny_clip, done[0], "cpu", print)
+    after = dict(zip(ways, [0.5 + c for c in changes], strict=True)) | numbers
+    before = {"test": dict.fromkeys(ways, 0.5) | numbers}
+    counts = {**hunter.run.protocol, "counts": {"train": 24, "val": 4, "test": 100}}
+    run = replace(hunter.run, metrics=after, before=before, protocol=counts)
+    monkeypatch.setitem(hunter.__dict__, "run", run)
+    assert hunter.searches().findings[0] == said
 
 
 def test_what_the_demo_trains_exists(tiny_clip: Backbone) -> None:
