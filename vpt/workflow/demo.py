@@ -113,7 +113,10 @@ def demo(
             write_atomically(study.out / f"{picture.name}.png", picture.light)
         write_atomically(study.out / "table.csv", to_csv(summarise(study.results)).encode())
     facts = _facts(backbone, budget, time.perf_counter() - started)
-    html = page("What a few learned rows do to a frozen network", _lead(backbone), chapters, facts, found)
+    lead = _lead(backbone)
+    if hunts:
+        lead += " Last, pictures are found by words: with a small CLIP as it is, and with learned rows."
+    html = page("What a few learned rows do to a frozen network", lead, chapters, facts, found)
     write_atomically(out / "index.html", html.encode())
     return chapters, found
 

@@ -208,9 +208,10 @@ class Hunter:
             f"One seed and {counts['test']} pictures: a change is called a gain or a loss where it is more than two "
             "standard errors of such a share, and unclear otherwise.",
         ]
-        for who in self.encoders:
-            first = sum(hits[who][0].right for hits in found.values())
-            said.append(f"Of the {len(found)} queries below, {who} puts a right picture first for {first}.")
+        firsts = [f"{sum(hits[who][0].right for hits in found.values())} ({who})" for who in self.encoders]
+        said.append(
+            f"Of the {len(found)} queries below a right picture comes first for {' and '.join(firsts)}."
+        )
         shared = len({encoder.about()["rows"] for encoder in self.encoders.values()}) == 1
         said.append(
             "These rows write to the text tower only, so one index serves with and without them: no picture was "
@@ -231,8 +232,8 @@ class Hunter:
             "combinations of colour, shape and relation that the network's pretraining held out. "
             f"{counts['train']} train ({p['trained']}), {counts['val']} are for validation, {counts['test']} for the "
             f"test, with {p['captions']['test']:,} captions; every picture has neighbours that differ by the relation "
-            f"or by sizes alone. Seed {self.run.seed} (split {p['split']}). What counts is the {p['selection']}; "
-            "the queries below are captions of test pictures drawn at random."
+            f"or by sizes alone. Seed {self.run.seed} (split {p['split']}). {p['selection'].capitalize()}. The "
+            "queries below are captions of test pictures drawn at random."
         )
 
 
