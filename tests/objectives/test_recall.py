@@ -57,3 +57,14 @@ def test_a_gallery_puts_pictures_in_their_order():
     for part in torch.randperm(9).split(4):
         gallery.update(features[part], part)
     torch.testing.assert_close(gallery.compute(), features)
+
+
+def test_a_gallery_of_several_processes_is_one():
+    """torchmetrics leaves one tensor of what it gathered where each process has a list."""
+    features, halves = torch.randn(5, 4), (torch.tensor([1, 3, 0]), torch.tensor([4, 2]))
+    gallery = Gallery()
+    gallery.update(features[halves[0]], halves[0])
+    theirs = {torch.int64: halves[1], torch.float32: features[halves[1]]}
+    gallery.dist_sync_fn = lambda t, group=None: [t, theirs[t.dtype]]
+    gallery.distributed_available_fn = lambda: True
+    torch.testing.assert_close(gallery.compute(), features)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from vpt.objectives.captions import Captions
 
@@ -38,8 +39,8 @@ class Gallery(Metric):
 
     def compute(self) -> Tensor:
         """Features [N, out] in the order of the split."""
-        features, numbers = (torch.cat(list(t)) for t in (self.features, self.numbers))
-        return features[numbers.argsort()]
+        # lists, or one tensor each where several processes gave theirs
+        return dim_zero_cat(self.features)[dim_zero_cat(self.numbers).argsort()]
 
 
 def ranked(queries: Tensor, gallery: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
