@@ -23,7 +23,11 @@ def outputs(notebook: Any, kind: str) -> list[str]:
 
 
 def test_there_are_notebooks() -> None:
-    assert [p.name for p in NOTEBOOKS] == ["01_classify_your_images.ipynb", "02_few_shot_with_clip.ipynb"]
+    assert [p.name for p in NOTEBOOKS] == [
+        "01_classify_your_images.ipynb",
+        "02_few_shot_with_clip.ipynb",
+        "03_search_with_prompts.ipynb",
+    ]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -38,7 +42,7 @@ def test_a_notebook_is_committed_clean(path: Path) -> None:
 def run(notebook: Any, folder: Path) -> str:
     """Run it in a folder; what it printed. Raises with the cell and its error."""
     resources = {"metadata": {"path": str(folder)}}
-    NotebookClient(notebook, timeout=400, kernel_name="python3", resources=resources).execute()
+    NotebookClient(notebook, timeout=900, kernel_name="python3", resources=resources).execute()
     assert not outputs(notebook, "stderr")
     return "".join(outputs(notebook, "stdout"))
 
@@ -65,3 +69,19 @@ def test_few_shot_with_clip_runs_and_shows_what_it_says(tmp_path: Path) -> None:
     assert [name for name, _ in novel] == ["coop", "one sentence"]
     assert (tmp_path / "runs" / "coop.safetensors").stat().st_size < 20_000
     assert "'sentence': '<ctx*4> {}.'" in printed
+
+
+def test_search_with_prompts_runs_and_shows_what_it_says(tmp_path: Path) -> None:
+    notebook = nbformat.read(NOTEBOOKS[2], as_version=4)
+    printed = run(notebook, tmp_path)
+    rows = re.findall(r"^(zero-shot|text rows|image rows|both)((?: +\d+\.\d){4}) +[\d,]+$", printed, re.M)
+    assert [name for name, _ in rows] == ["zero-shot", "text rows", "image rows", "both"]
+    shares = {name: [float(share) for share in numbers.split()] for name, numbers in rows}
+    assert all(recall > 40 for found in shares.values() for recall in found)  # chance is about 2
+    (told,) = re.findall(r"'t2i_r1': ([\d.]+)", "".join(outputs(notebook, "text/plain")))
+    assert 100 * float(told) == pytest.approx(shares["zero-shot"][0], abs=0.11)
+    assert "120 pictures, none embedded again" in printed
+    assert "cannot be compared with them" in printed  # image rows against the first index
+    assert [p.name for p in sorted(tmp_path.glob("index*"))] == ["index", "index-both"]
+    assert (tmp_path / "found.html").read_text().count("<figure>") == 30
+    assert len(outputs(notebook, "image/png")) == 4
