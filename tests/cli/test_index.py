@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import pickle
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,3 +112,57 @@ def test_what_is_missing_is_asked_for(tmp_path: Path, capsys: Capture) -> None:
         assert main(["index", *argv]) == 2
         assert told in capsys.readouterr().err
     assert not (tmp_path / "index" / "index.json").exists()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data")  # of fields of its own context
+def test_workers_embed_with_the_encoder_that_is_asked_for(
+    pictures: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One worker in this process stands in for Ray's, and gets what Ray would carry there."""
+    ray_embed, ray = pytest.importorskip("vpt.search.ray_embed"), pytest.importorskip("ray")
+    asked: list[Any] = []
+
+    def passed(rows: list[Any], given: tuple[Any, ...], *room: Any) -> Any:
+        asked.append(room)
+        with monkeypatch.context() as there:
+            there.chdir("/")  # a worker runs elsewhere
+            worker = ray_embed._Worker(*pickle.loads(pickle.dumps(given)))
+            return [worker(row) for row in rows]
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray_embed, "_check_room", lambda *_: None)
+    monkeypatch.setattr(ray_embed, "_passed", passed)
+    backbone = load("starter/clip-mini")
+    PromptSet(
+        {Site("image", "0", "prefix"): torch.ones(2, backbone.image.width)},
+        about={"backbone": backbone.label()},
+    ).save(tmp_path / "p.safetensors")
+    build = ["index", "build", pictures.name, "--device", "cpu", "--prompts", "p.safetensors", "--out"]
+    monkeypatch.chdir(pictures.parent)
+    assert main([*build, "alone"]) == 0
+    assert main([*build, "ray", "--workers", "3", "--gpus-per-worker", "0.5"]) == 0
+    assert asked == [(3, 1, 0.5)]
+    found = {p.name: p.read_bytes() for p in Path("ray/shards").iterdir()}
+    assert found == {p.name: p.read_bytes() for p in Path("alone/shards").iterdir()}
+    capsys.readouterr()
+    file = pictures / "red" / "9.png"
+    shutil.copy(pictures / "red" / "0.png", file)  # one more, with the rows that the index keeps
+    assert main(["index", "build", pictures.name, "--out", "ray", "--device", "cpu", "--workers", "1"]) == 0
+    assert "1 pictures in " in capsys.readouterr().out
+    assert info(capsys, Path("ray"))["pictures"] == 7
+
+
+def test_workers_of_nothing_and_without_ray_are_refused(
+    pictures: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = ["--out", str(tmp_path / "index"), "--device", "cpu"]
+    assert main(["index", "build", str(pictures), *out, "--gpus-per-worker", "1"]) == 2
+    assert "each of --workers N" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "vpt.search.ray_embed", raising=False)
+    assert main(["index", "build", str(pictures), *out, "--workers", "2"]) == 2
+    assert "pip install 'visual-prompt-tuning[ray]'" in capsys.readouterr().err
+    assert not (tmp_path / "index").exists()
+    assert main(["index", "build", str(pictures), *out]) == 0
+    assert main(["index", "build", *out, "--workers", "2"]) == 2
+    assert "Give the collection too" in capsys.readouterr().err

@@ -205,7 +205,7 @@ def test_a_killed_build_goes_on_with_what_it_has(
     index = build(folder, encoder, pictures)
     assert index.embedded.count == 11 - 6  # two shards of three were whole
     agrees(index, encoder, by_name(pictures))
-    assert not (folder / "building.json").exists()
+    assert not (folder / "shards" / "building.json").exists()
 
 
 def test_given_again_it_takes_in_what_changed(encoder: Encoder, pictures: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from vpt.data.collection import open_collection
 from vpt.data.item import DataError, Item
 from vpt.search.embed import Embedded, embed
 from vpt.search.encoder import Encoder
+from vpt.search.index import Index
+from vpt.search.resume import BEGUN
 from vpt.search.shards import read_label, read_vectors, whole
 
 ray = pytest.importorskip("ray")
@@ -73,33 +76,50 @@ def running(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def shards(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != ray_embed.MADE_BY}
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != BEGUN}
 
 
 def times(folder: Path) -> dict[str, int]:
     return {p.stem: p.stat().st_mtime_ns for p in folder.glob("*.npy")}
 
 
-def test_two_workers_write_what_one_machine_writes_and_go_on_by_shard(
+class Kill(BaseException):
+    """The end of a machine."""
+
+
+def test_an_index_that_two_workers_build_is_what_one_machine_builds_and_goes_on_by_shard(
     running: None, pictures: Path, encoder: Encoder, tmp_path: Path
 ) -> None:
     there, here = tmp_path / "ray", tmp_path / "here"
-    source = open_collection(pictures)
-    alone = embed(encoder, source, source.items, here, first=3, batch_size=2, shard=4)
     with pytest.raises(ValueError, match=r"3 workers of 1 CPUs need 3, and Ray has 2\. Ask for fewer"):
         embed_with_ray(MAKE, str(pictures), there, workers=3)
     with pytest.raises(ValueError, match=r"2 workers of 1 GPUs need 2, and Ray has 0"):
         embed_with_ray(MAKE, str(pictures), there, gpus=1)
-    # what a kill left: one shard whole, one without its label
-    for name in ("000004.npy", "000005.npy", "000005.json"):
-        shutil.copy(here / name, there / name)
-    before = times(there)
-    found = embed_with_ray(MAKE, str(pictures), there, first=3, batch_size=2, shard=4)
-    assert alone.shards == found.shards == [3, 4, 5, 6]
-    assert (alone.count, found.count, found.skipped) == (14, 10, [])
+    build = functools.partial(Index.build, encoder=encoder, collection=pictures, batch_size=2, shard=4)
+    alone = build(here)
+
+    def killed(*_: object, **__: object) -> Embedded:
+        """Leaves a shard without its label, and a whole one behind the gap."""
+        for name in ("000001.npy", "000002.npy", "000002.json"):
+            shutil.copy(here / "shards" / name, there / "shards" / name)
+        raise Kill
+
+    def workers(_: Encoder, __: object, items: list[Item], folder: Path, **options: Any) -> Embedded:
+        return embed_with_ray(MAKE, str(pictures), folder, items=items, workers=2, **options)
+
+    with pytest.raises(Kill):
+        build(there, embedder=killed)
+    before = times(there / "shards")
+    index = build(there, embedder=workers)
+    found = index.embedded
+    assert alone.embedded.shards == found.shards == [0, 1, 2, 3]
+    assert (alone.embedded.count, found.count, found.skipped) == (14, 10, [])
     assert min(found.encoding, found.decoding, found.seconds) > 0
-    assert shards(there) == shards(here)  # to the byte, labels too
-    assert [n for n in before if times(there)[n] == before[n]] == ["000005"]
+    assert shards(there / "shards") == shards(here / "shards")  # to the byte, labels too
+    assert not (there / "shards" / BEGUN).exists()
+    assert [n for n in before if times(there / "shards")[n] == before[n]] == ["000002"]
+    assert replace(index.manifest, generation=0) == replace(alone.manifest, generation=0)
+    assert index.search(encoder, texts=["red"], k=20) == alone.search(encoder, texts=["red"], k=20)
 
 
 class Pool:
@@ -187,8 +207,8 @@ def test_shards_of_another_encoder_are_refused(
     pool: Callable[..., Embedded], items: list[Item], encoder: Encoder, tmp_path: Path
 ) -> None:
     pool("unused", tmp_path, items=items[:3])
-    written = (tmp_path / ray_embed.MADE_BY).read_text()
-    (tmp_path / ray_embed.MADE_BY).write_text(written.replace(encoder.about()["fingerprint"], "0123"))
+    written = (tmp_path / BEGUN).read_text()
+    (tmp_path / BEGUN).write_text(written.replace(encoder.about()["fingerprint"], "0123"))
     before = times(tmp_path)
     with pytest.raises(
         ValueError, match=r"holds vectors of starter/clip-mini \(image tower 0123, image rows none\)"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +62,15 @@ def _parser() -> argparse.ArgumentParser:
         "--store",
         help="faiss (default), postgresql://user@host/database?table=NAME, or qdrant:http://HOST:6333/COLLECTION",
     )
+    build.add_argument(
+        "--workers",
+        type=positive,
+        help="embed in so many processes under Ray Data, on the machines of a running Ray (RAY_ADDRESS) or on this "
+        "one; the index is the same",
+    )
+    build.add_argument(
+        "--gpus-per-worker", type=float, help="a part of a GPU is allowed, such as 0.5; by default none"
+    )
     add = actions.add_parser("add", help="add picture files", description="Add picture files to an index.")
     add.add_argument("index", help="folder of the index")
     add.add_argument(
@@ -92,16 +104,24 @@ def _build(args: argparse.Namespace) -> None:
         raise ValueError(
             "a model and prompts are for pictures to embed. Give the collection too, or leave them out."
         )
+    if args.collection is None and args.workers:
+        raise ValueError("workers are for pictures to embed. Give the collection too, or leave them out.")
+    if args.gpus_per_worker is not None and not args.workers:
+        raise ValueError(
+            "--gpus-per-worker says what each of --workers N gets. Give that too, or leave it out."
+        )
 
     from vpt.search.index import Index
 
     if args.collection is None:
         _say(Index.refill(args.out, kind=args.kind, store=args.store))
         return
+    embedder = _embedder(args, there)  # first: it says what is missing before anything is loaded
     index = Index.build(
         args.out,
         _encoder(args, there),
         args.collection,
+        embedder=embedder,
         root=args.root,
         kind=args.kind,
         store=args.store,
@@ -122,6 +142,24 @@ def _encoder(args: argparse.Namespace, there: bool) -> Any:
         return Index.open(args.out).encoder(device=args.device)
     model = args.model or (None if args.prompts else MODEL)
     return Encoder.open(model, args.prompts, weights=args.weights, size=args.size, device=args.device)
+
+
+def _embedder(args: argparse.Namespace, there: bool) -> Callable[..., Any]:
+    """``embed``, or what hands its work to Ray, where every worker makes the same encoder."""
+    if not args.workers:
+        from vpt.search.embed import embed
+
+        return embed
+    from vpt.search.ray_embed import embed_with_ray
+
+    files = {k: os.path.abspath(v) for k in ("out", "prompts", "weights") if (v := getattr(args, k))}
+    make = partial(_encoder, argparse.Namespace(**vars(args) | files), there)
+
+    def embedded(_: object, source: object, items: Any, folder: Path, **options: Any) -> Any:
+        more = {"workers": args.workers, "gpus": args.gpus_per_worker or 0}
+        return embed_with_ray(make, args.collection, folder, root=args.root, items=items, **more, **options)
+
+    return embedded
 
 
 def _add(args: argparse.Namespace) -> None:

@@ -24,7 +24,7 @@ from vpt.data.item import DataError, Item, Source
 from vpt.search.encoder import Encoder
 from vpt.search.shards import SHARD, write_shard
 
-__all__ = ["Embedded", "embed", "read_picture"]
+__all__ = ["Embedded", "embed", "read_picture", "refusal"]
 
 THREADS = 8  # more wait for the interpreter
 A = TypeVar("A")
@@ -115,7 +115,7 @@ def embed(
             if bad and not skip_unreadable:
                 if waiting:
                     flush(len(waiting))
-                raise _refusal(bad, len(items), found.count)
+                raise refusal(bad, len(items), found.count)
             found.skipped += bad
             if good:
                 before = time.perf_counter()
@@ -183,7 +183,8 @@ def _batches(given: Iterable[B], size: int) -> Iterator[list[B]]:
         yield batch
 
 
-def _refusal(bad: Sequence[tuple[str, str]], total: int, done: int) -> DataError:
+def refusal(bad: Sequence[tuple[str, str]], total: int, done: int) -> DataError:
+    """Of pictures that cannot be read, with the reasons."""
     listed = "; ".join(f"{key}: {why}" for key, why in bad[:8])
     return DataError(
         f"{len(bad)} pictures cannot be read, after {done:,} of {total:,} that were: {listed}. Repair or remove them, "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -59,12 +59,14 @@ class Index:
         shard: int = SHARD,
         skip_unreadable: bool = False,
         progress: bool = False,
+        embedder: Callable[..., Embedded] = embed,
     ) -> Index:
         """Embed a collection and fill a store. Given again, it goes on after a kill; once built, it embeds what is new
         or another file under its name, drops what left the collection, and fills the store again.
 
         kind: auto, flat, ivf or hnsw, of a FAISS store.  store: faiss, or the address of a database. None: as it is,
-        or else auto and faiss.
+        or else auto and faiss.  embedder: called as ``embed`` is, in its place; one that hands the work to
+        ``embed_with_ray`` leaves the same shards.
         Raises ValueError for an index of another encoder or collection, IndexBusy, and DataError as ``embed`` does.
         """
         folder = Path(folder)
@@ -82,7 +84,7 @@ class Index:
             known = labels(folder, new) + resumed(folder, encoder, new)
             missing = wanted(items, known, new)
             index = cls(folder, new)
-            index.embedded = embed(
+            index.embedded = embedder(
                 encoder,
                 source,
                 missing,
@@ -97,7 +99,7 @@ class Index:
             index._drop_gone(known, {item.key for item in items})
             index._keep_rows(encoder)
             index._settle(known, target, skipped=[list(pair) for pair in index.embedded.skipped])
-            (folder / BEGUN).unlink(missing_ok=True)
+            (shards_of(folder) / BEGUN).unlink(missing_ok=True)
         return index
 
     @classmethod

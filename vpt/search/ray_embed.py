@@ -6,7 +6,6 @@ Pictures and shards lie where all machines see them (a shared disk), under the s
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import pickle
@@ -20,9 +19,9 @@ from typing import Any
 
 from vpt.data.collection import open_collection
 from vpt.data.item import Files, Item, Source
-from vpt.promptset import write_atomically
-from vpt.search.embed import Embedded, _refusal, embed
+from vpt.search.embed import Embedded, embed, refusal
 from vpt.search.encoder import Encoder
+from vpt.search.resume import claim
 from vpt.search.shards import SHARD, BadIndex, read_label, read_vectors, stamp, whole, write_shard
 
 try:
@@ -35,8 +34,6 @@ except ImportError as error:
     ) from error
 
 __all__ = ["embed_with_ray"]
-
-MADE_BY = "encoder.json"  # beside the shards: what their vectors follow from
 
 
 def embed_with_ray(
@@ -70,6 +67,7 @@ def embed_with_ray(
         DataError: a picture cannot be read, unless ``skip_unreadable``; the other pictures of its shard are kept.
     """
     folder, started, found = Path(folder).resolve(), time.perf_counter(), Embedded()
+    data, root = _absolute(data), root and _absolute(root)
     if items is None:
         items = [item for part in open_collection(data, root).splits().values() for item in part]
     parts = [items[start : start + shard] for start in range(0, len(items), shard)]
@@ -84,7 +82,7 @@ def embed_with_ray(
                 raise ValueError(row["refused"])
             _merge(found, pickle.loads(row["embedded"]))
             if found.skipped and not skip_unreadable:
-                raise _refusal(found.skipped, len(items), found.count)
+                raise refusal(found.skipped, len(items), found.count)
     if lost := [n for n in found.shards if not whole(folder, n)]:
         raise ValueError(
             f"workers wrote shard {lost[0]} to {folder}, and it is not there. Give a folder that all machines share."
@@ -130,7 +128,7 @@ class _Worker:
         self.refused = ""
         try:
             self.encoder = make()
-            _claim(folder, self.encoder)
+            claim(folder, self.encoder)
         except (
             ValueError,
             OSError,
@@ -164,23 +162,13 @@ class _Worker:
         return {"refused": "", "embedded": pickle.dumps(found)}
 
 
+def _absolute(path: str) -> str:
+    """Workers run elsewhere. A name that is no path stays as it is."""
+    return os.path.abspath(path) if os.path.exists(path) else path
+
+
 def _placed(items: Sequence[Item]) -> list[Item]:
-    """With absolute paths: workers run elsewhere."""
     return [replace(item, file=os.path.abspath(item.file)) if item.file else item for item in items]
-
-
-def _claim(folder: Path, encoder: Encoder) -> None:
-    """Say whose vectors these shards hold. Raises ValueError where they are another encoder's."""
-    about, path = encoder.about(), folder / MADE_BY
-    own = {"backbone": about["backbone"]["name"], **{k: about[k] for k in ("fingerprint", "rows", "width")}}
-    if not path.is_file():
-        write_atomically(path, json.dumps(own).encode())
-    elif (there := json.loads(path.read_bytes())) != own:
-        raise ValueError(
-            f"{folder} holds vectors of {there['backbone']} (image tower {there['fingerprint']}, image rows "
-            f"{there['rows'] or 'none'}), and these are of {own['backbone']} ({own['fingerprint']}, "
-            f"{own['rows'] or 'none'}). Choose another folder, or go on with the encoder that began it."
-        )
 
 
 def _done(folder: Path, number: int, items: Sequence[Item]) -> bool:
@@ -242,7 +230,7 @@ def _running(progress: bool) -> Iterator[None]:
 
 def _check_room(workers: int, cpus: int, gpus: float) -> None:
     """Raises ValueError for workers that would wait for ever."""
-    if min(workers, cpus) < 1 or gpus < 0:
+    if min(workers, cpus) < 1 or not gpus >= 0:
         raise ValueError(
             f"{workers} workers of {cpus} cores and {gpus:g} GPUs cannot be. Give 1 or more, of 1 core or more."
         )

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vpt.data.item import DataError, Item, Source, some
 from vpt.promptset import write_atomically
@@ -13,9 +14,9 @@ from vpt.search.encoder import Encoder
 from vpt.search.manifest import Manifest, live, shards_of
 from vpt.search.shards import Label, read_label, stamp, whole
 
-__all__ = ["BEGUN", "clear", "every", "previous", "resumed", "wanted"]
+__all__ = ["BEGUN", "claim", "clear", "every", "previous", "resumed", "wanted"]
 
-BEGUN = "building.json"  # what a build is of, until its manifest is written
+BEGUN = "building.json"  # beside the shards: what is being written there, and with what
 
 
 def every(source: Source) -> list[Item]:
@@ -42,35 +43,57 @@ def previous(folder: Path, encoder: Encoder, collection: str) -> Manifest | None
     return old
 
 
+def claim(shards: Path, encoder: Encoder, **more: Any) -> None:
+    """Say whose vectors are written to a folder of shards, and what more there is to say, unless that was said.
+
+    Raises ValueError where something else was.
+    """
+    about, path = encoder.about(), shards / BEGUN
+    own = {"backbone": about["backbone"]["name"], **{k: about[k] for k in ("fingerprint", "rows", "width")}}
+    own |= more
+    if (there := _begun(shards)) is None:
+        shards.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(own).encode())
+    elif any(there.get(k) != v for k, v in own.items() if k != "backbone"):  # a network may have two names
+        raise ValueError(
+            f"what was begun in {shards} holds vectors of {_told(there)}, and these are of {_told(own)}. Give what it "
+            "was begun with to go on, or delete the folder, or choose another one."
+        )
+
+
+def _begun(shards: Path) -> dict[str, Any] | None:
+    path = shards / BEGUN
+    return json.loads(path.read_bytes()) if path.is_file() else None
+
+
+def _told(begun: dict[str, Any]) -> str:
+    pictures = f", pictures of {begun['collection']}" if "collection" in begun else ""
+    rows = begun["rows"] or "none"
+    return f"{begun['backbone']} (image tower {begun['fingerprint']}, image rows {rows}{pictures})"
+
+
 def clear(folder: Path, first: int) -> None:
-    """Forget what a killed writer left behind the shards that count."""
-    (folder / BEGUN).unlink(missing_ok=True)
-    number = first
-    while (path := shards_of(folder) / f"{number:06d}.json").is_file():
-        path.unlink()
-        number += 1
+    """Forget what a killed writer left behind the shards that count, gaps among them or not."""
+    shards = shards_of(folder)
+    (shards / BEGUN).unlink(missing_ok=True)
+    for suffix in (".json", ".npy"):  # without its label a shard is none
+        for path in shards.glob(f"*{suffix}"):
+            if path.stem.isdecimal() and int(path.stem) >= first:
+                path.unlink()
 
 
 def resumed(folder: Path, encoder: Encoder, new: Manifest) -> list[Label]:
-    """Shards that a killed build of the same pictures has finished; where there was none, a build is begun."""
-    about = encoder.about()
-    told = {k: about[k] for k in ("fingerprint", "rows", "width")} | {"collection": new.collection}
-    path, first = folder / BEGUN, new.shards
-    begun = json.loads(path.read_bytes()) if path.is_file() else None
-    if begun is not None and begun.pop("first") == first:
-        if begun == told:
-            found = []
-            while whole(shards_of(folder), first + len(found)):
-                found.append(read_label(shards_of(folder), first + len(found)))
-            return found
-        raise ValueError(
-            f"a build of {begun['collection']} was begun in {folder} with image tower {begun['fingerprint']} and image "
-            f"rows {begun['rows'] or 'none'}; this one is of {told['collection']} with {told['fingerprint']} and "
-            f"{told['rows'] or 'none'}. Give what it was begun with to go on, or delete the folder."
-        )
-    clear(folder, first)
-    write_atomically(path, json.dumps({**told, "first": first}).encode())
-    return []
+    """Shards that a killed build of the same pictures has finished, up to the first that it has not; where there was
+    none, a build is begun. Raises ValueError for a build of something else."""
+    shards, first = shards_of(folder), new.shards
+    begun = _begun(shards)
+    if begun is None or begun.get("first") != first:
+        clear(folder, first)
+    claim(shards, encoder, collection=new.collection, first=first)
+    found: list[Label] = []
+    while whole(shards, first + len(found)):
+        found.append(read_label(shards, first + len(found)))
+    return found
 
 
 def wanted(items: Sequence[Item], known: Sequence[Label], m: Manifest) -> list[Item]:
