@@ -46,7 +46,7 @@ CANDIDATES = (
     Candidate("textual inversion, true pairs alone", "concept", recipe={"loss": "pull"}),
     Candidate("POLAR", "polar", recipe={"loss": "pull", "epochs": 500}),
     Candidate("concept", "concept"),
-    Candidate("concept, near 1", "concept", {"near": 1.0}),
+    Candidate("concept, near 0.1", "concept", {"near": 0.1}),
     Candidate("concept, 3 rows", "concept", {"length": 3}),
 )
 
