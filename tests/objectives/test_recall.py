@@ -60,8 +60,8 @@ def test_a_gallery_puts_pictures_in_their_order():
 
 
 def test_a_gallery_of_several_processes_is_one():
-    """torchmetrics leaves one tensor of what it gathered where each process has a list."""
-    features, halves = torch.randn(5, 4), (torch.tensor([1, 3, 0]), torch.tensor([4, 2]))
+    """torchmetrics leaves one tensor of what it gathered where each process has a list; both saw picture 0."""
+    features, halves = torch.randn(5, 4), (torch.tensor([1, 3, 0]), torch.tensor([4, 0, 2]))
     gallery = Gallery()
     gallery.update(features[halves[0]], halves[0])
     theirs = {torch.int64: halves[1], torch.float32: features[halves[1]]}

@@ -38,9 +38,12 @@ class Gallery(Metric):
         self.numbers.append(numbers.to(features.device))
 
     def compute(self) -> Tensor:
-        """Features [N, out] in the order of the split."""
+        """Features [N, out] in the order of the split; a picture that several processes saw counts once."""
         # lists, or one tensor each where several processes gave theirs
-        return dim_zero_cat(self.features)[dim_zero_cat(self.numbers).argsort()]
+        numbers, order = dim_zero_cat(self.numbers).sort(stable=True)
+        first = torch.ones_like(numbers, dtype=torch.bool)
+        first[1:] = numbers[1:] != numbers[:-1]
+        return dim_zero_cat(self.features)[order[first]]
 
 
 def ranked(queries: Tensor, gallery: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
