@@ -89,7 +89,6 @@ def test_every_method_with_names_fits_and_its_file_measures_the_same(
         ("cocoop", {}, "its rows belong to one class each, or to one picture"),
         ("coop", {"class_specific": True}, "its rows belong to one class each, or to one picture"),
         ("lp++", {}, "it has a head for classes"),
-        ("tip-adapter", {}, "it solves for the weights of classes"),
         ("coop", {"loss": "sigmoid"}, "has no bias of its logits"),
         ("coop", {"smoothing": 0.1}, "mixup and smoothing are of class labels"),
     ],

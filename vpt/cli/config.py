@@ -40,7 +40,7 @@ class Start(NamedTuple):
 
     method: str
     model: str
-    data: Mapping[str, Any]
+    data: dict[str, Any]
     on: str
 
 
