@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 
 from vpt.objectives.captions import Captions
 from vpt.objectives.objective import Loss, Model
@@ -46,9 +45,25 @@ def pull(logits: Tensor, true: Tensor) -> Tensor:
 LOSSES = {"infonce": info_nce, "sigmoid": sigmoid}
 
 
+class _Gather(torch.autograd.Function):
+    """The tensors of all processes, one behind the other; each gets the sum of all gradients for its own part."""
+
+    @staticmethod
+    def forward(ctx: Any, t: Tensor) -> Tensor:
+        parts = [torch.empty_like(t) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, t.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
 def gathered(t: Tensor) -> Tensor:
     """The tensors of all processes, one behind the other; gradients flow back to each."""
-    return torch.cat(all_gather(t.contiguous())) if _world() > 1 else t
+    return _Gather.apply(t) if _world() > 1 else t
 
 
 def _world() -> int:

@@ -136,6 +136,8 @@ class Run:
         if method.trains:
             task = self._train(learners, resumed, timer)
             chosen, why = task.best()
+        if cut := len(learners[chosen].speech.cut):
+            self.console.print(f"{cut:,} captions were longer than the context and lost their last words")
         if type(method).solve is not Method.solve:
             solved = self._solve(learners[chosen])
         if why:
