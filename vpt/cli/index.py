@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vpt.cli.names import positive
-from vpt.cli.use import _pictures
+from vpt.cli.use import picture_files
 
 __all__ = ["run"]
 
@@ -163,7 +163,7 @@ def _embedder(args: argparse.Namespace, there: bool) -> Callable[..., Any]:
 
 
 def _add(args: argparse.Namespace) -> None:
-    files = _pictures(args.pictures)
+    files = picture_files(args.pictures)
 
     from vpt.search.index import Index
 

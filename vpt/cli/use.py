@@ -14,7 +14,7 @@ from typing import Any
 from vpt.cli.names import class_names, positive
 from vpt.header import Header, read_header
 
-__all__ = ["run"]
+__all__ = ["picture_files", "run"]
 
 
 def run(command: str, argv: list[str]) -> None:
@@ -63,7 +63,7 @@ def _predict(argv: list[str]) -> None:
             f"{args.prompts} was trained on captions, so it has no classes of its own. Give --classes, sentences or "
             "names to choose from, or find pictures by words: vpt index build, then vpt search."
         )
-    files, classes = _pictures(args.pictures), class_names(args.classes) if args.classes else []
+    files, classes = picture_files(args.pictures), class_names(args.classes) if args.classes else []
 
     from vpt.data.images import UnreadableImage, decode
 
@@ -108,7 +108,7 @@ def _print_predictions(found: Sequence[Any]) -> None:
     Console().print(table)
 
 
-def _pictures(given: list[str]) -> list[Path]:
+def picture_files(given: list[str]) -> list[Path]:
     """Files as given; of folders, every picture below them, sorted."""
     from vpt.data.item import is_picture
 
