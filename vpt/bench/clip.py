@@ -170,7 +170,7 @@ class _Subject:
             t = torch.stack(each)
         else:
             t = encode_text(b.text, streams, rows, live=False)
-        seen = Seen(v, t, learner.scale, learner.bias, frozen, learner.taught())
+        seen = Seen(v, t, learner.scale, learner.bias, frozen, taught=learner.taught())
         return Seen(**{**vars(seen), "logits": method.logits(seen)})
 
     def floor(self) -> Callable[[], object]:
