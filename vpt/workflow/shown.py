@@ -102,5 +102,5 @@ SHOWN = {
 
 
 def shown_of(protocol: Mapping[str, object]) -> Shown:
-    """What is shown of results with this protocol; one that names no task is of an early file, which classified."""
-    return SHOWN[str(protocol.get("task", "classify"))]
+    """What is shown of results with this protocol; what is not retrieval names classes (test-time too)."""
+    return SHOWN.get(str(protocol.get("task")), SHOWN["classify"])
