@@ -80,7 +80,7 @@ def test_the_authors_numbers(name: str, side: int) -> None:
 
 def plainly(learner: Learner, rule: Adaptation, images: Tensor) -> tuple[Tensor, Tensor]:
     """TPT of one picture the plain way: unpacked sentences, the library's optimiser, everything once a step."""
-    b = learner._backbone[0]
+    b = learner.speech._backbone
     method = learner.method
     rows = {s: r.detach().clone().requires_grad_() for s, r in method(Context()).items() if s.tower == "text"}
     streams = lay(b.text, b.sentences(method.sentence, NAMES, grouped=method.class_specific), packed=False)
