@@ -73,14 +73,16 @@ def test_few_shot_with_clip_runs_and_shows_what_it_says(tmp_path: Path) -> None:
 
 def test_search_with_prompts_runs_and_shows_what_it_says(tmp_path: Path) -> None:
     notebook = nbformat.read(NOTEBOOKS[2], as_version=4)
+    (cell,) = (c for c in notebook.cells if 'SCENES = "scenes:400"' in c.source)
+    cell.source = cell.source.replace("scenes:400", "scenes:80")  # the same steps on fewer pictures
     printed = run(notebook, tmp_path)
     rows = re.findall(r"^(zero-shot|text rows|image rows|both)((?: +\d+\.\d){4}) +[\d,]+$", printed, re.M)
     assert [name for name, _ in rows] == ["zero-shot", "text rows", "image rows", "both"]
     shares = {name: [float(share) for share in numbers.split()] for name, numbers in rows}
-    assert all(recall > 40 for found in shares.values() for recall in found)  # chance is about 2
+    assert all(recall > 40 for found in shares.values() for recall in found)  # chance is about 10
     (told,) = re.findall(r"'t2i_r1': ([\d.]+)", "".join(outputs(notebook, "text/plain")))
     assert 100 * float(told) == pytest.approx(shares["zero-shot"][0], abs=0.11)
-    assert "120 pictures, none embedded again" in printed
+    assert "24 pictures, none embedded again" in printed
     assert "cannot be compared with them" in printed  # image rows against the first index
     assert [p.name for p in sorted(tmp_path.glob("index*"))] == ["index", "index-both"]
     assert (tmp_path / "found.html").read_text().count("<figure>") == 30

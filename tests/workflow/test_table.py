@@ -116,7 +116,7 @@ def test_every_result_says_how_it_was_measured(tiny_clip: Backbone, five: DataSe
         "shots": "1, 2 a class",
         "seeds": "1, 2",
         "validation": "rates and strengths are chosen on val; a rate on that of seed 1, for all",
-        "selection": "last epoch",
+        "selection": "no early stop",
         "preprocessing": table.label["preprocessing"],
         "training views": "as for evaluation",
         "recipe": "published",
