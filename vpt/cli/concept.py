@@ -44,7 +44,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--layers", type=positive, default=1, help="layers of the text tower that get their own"
     )
-    parser.add_argument("--near", type=float, default=0.0, help="weight of staying near the word")
+    parser.add_argument("--near", type=float, default=0.1, help="weight of staying near the word")
     parser.add_argument("--loss", choices=("infonce", "pull"), default="infonce")
     parser.add_argument("--epochs", type=positive, help="one epoch is one step over all pictures")
     parser.add_argument("--lr", type=float)

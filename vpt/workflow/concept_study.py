@@ -43,11 +43,11 @@ class Candidate:
 
 CANDIDATES = (
     Candidate("the plain word"),
-    Candidate("textual inversion, true pairs alone", "concept", recipe={"loss": "pull"}),
+    Candidate("textual inversion, true pairs alone", "concept", {"near": 0.0}, {"loss": "pull"}),
     Candidate("POLAR", "polar", recipe={"loss": "pull", "epochs": 500}),
-    Candidate("concept", "concept"),
+    Candidate("concept, near 0", "concept", {"near": 0.0}),
     Candidate("concept, near 0.1", "concept", {"near": 0.1}),
-    Candidate("concept, 3 rows", "concept", {"length": 3}),
+    Candidate("concept, 3 rows, near 0", "concept", {"length": 3, "near": 0.0}),
 )
 
 
