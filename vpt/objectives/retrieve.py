@@ -119,8 +119,11 @@ class Retrieve:
 
     def _loss(self, model: Model, seen: Any, pictures: Tensor, chosen: Tensor, epoch: int) -> Loss:
         """The loss of logits [B, M], against all that is stored where a tower writes nothing."""
-        one_way, device = LOSSES.get(self.loss, info_nce), seen.image.device
+        device = seen.image.device
         true = self.train.true(pictures, chosen).to(device)
+        if self.loss == "pull":  # needs no negatives, so nothing stored is looked at
+            return lambda logits: pull((logits - seen.bias) / seen.scale, true)
+        one_way = LOSSES[self.loss]
         captions = images = None
         if (texts := model.stored_texts()) is not None:
             captions = model.rate(seen, text=texts), self.train.true(pictures, None).to(device)
@@ -129,8 +132,6 @@ class Retrieve:
             images = model.rate(seen, image=bank), self.train.true(None, chosen).to(device)
 
         def loss(logits: Tensor) -> Tensor:
-            if self.loss == "pull":
-                return pull((logits - seen.bias) / seen.scale, true)
             to_captions, to_images = captions or (logits, true), images or (logits, true)
             return (one_way(*to_captions) + one_way(to_images[0].mT, to_images[1].mT)) / 2
 
