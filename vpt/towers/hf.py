@@ -25,7 +25,7 @@ from vpt.tower import Reading, Step, Stream, Tower
 from vpt.towers.live import LiveBlock, Parts
 from vpt.towers.steps import at_ends, in_order, then
 
-__all__ = ["OPENED", "open_hf"]
+__all__ = ["OPENED", "open_clip_text", "open_hf"]
 
 NOTHING = nn.Identity()
 ATTENTION = (CLIPAttention, SiglipAttention, ViTAttention, Dinov2Attention, Dinov2WithRegistersAttention)
@@ -300,7 +300,8 @@ def _text(m: Any, *, causal: bool) -> Tower:
     """A text tower: causal and read at the end token (CLIP), or read at its last place (SigLIP)."""
     m.requires_grad_(False).eval()
     t = m["tower"]
-    config, e, projection = t.config, t.embeddings, m["projection"] if causal else t.head
+    config, e = t.config, t.embeddings
+    projection = getattr(m, "projection", None) if causal else t.head
     # the library's two ways to find the end token agree where its id is the highest
     highest = config.eos_token_id in (2, config.vocab_size - 1)
 
@@ -324,7 +325,8 @@ def _text(m: Any, *, causal: bool) -> Tower:
         yield from in_order(e, ("token_embedding", "position_embedding"))
         yield from _weights(t.encoder.layers)
         yield from t.final_layer_norm.parameters()
-        yield from (projection.weight.T,) if causal else projection.parameters()
+        if projection is not None:
+            yield from (projection.weight.T,) if causal else projection.parameters()
 
     kind, pool = ("clip-text", "argmax" if highest else "eos") if causal else ("siglip-text", "last")
     return Tower(
@@ -337,10 +339,10 @@ def _text(m: Any, *, causal: bool) -> Tower:
             _as_it_is,
             *_blocks(t.encoder.layers, causal),
             then(t.final_layer_norm),
-            lambda s: replace(s, x=projection(at_ends(s))),
+            lambda s: replace(s, x=at_ends(s) if projection is None else projection(at_ends(s))),
         ),
         width=config.hidden_size,
-        out=projection.out_features,
+        out=config.hidden_size if projection is None else projection.out_features,
         prefix=1 if causal else 0,
         reads="end",
         grows="placed" if causal else "normed",  # a causal mask can grow, once positions are counted
@@ -350,6 +352,16 @@ def _text(m: Any, *, causal: bool) -> Tower:
         traits=_traits(kind, config, pool) | {"causal": causal},
         reading=Reading(config.max_position_embeddings, config.pad_token_id, causal=causal, cuts=causal),
     )
+
+
+def open_clip_text(m: Any) -> Tower:
+    """CLIP's text tower alone, as diffusion pipelines hold it: ``CLIPTextModel``, without a projection, or
+    ``CLIPTextModelWithProjection``."""
+    m.requires_grad_(False).eval()
+    parts = {"tower": getattr(m, "text_model", m)}
+    if hasattr(m, "text_projection"):
+        parts["projection"] = m.text_projection
+    return _text(nn.ModuleDict(parts).eval(), causal=True)
 
 
 OPENED: dict[str, Callable[[Any], dict[str, Tower]]] = {
