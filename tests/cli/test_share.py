@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
-from vpt.cli import main
+from vpt.cli import main, share
 from vpt.header import read_header
+from vpt.prompt import Site
 from vpt.promptset import PromptSet
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Trained
+    from vpt.tower import Tower
 
 Capture = pytest.CaptureFixture[str]
 
@@ -119,3 +122,56 @@ def test_what_cannot_be_imported_is_refused(
     assert main([argv[0], str(tmp_path / "none.pth"), *argv[2:]]) == 2
     assert "no checkpoint" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_embeddings_are_imported_and_exported(tmp_path: Path, capsys: Capture) -> None:
+    rows = torch.randn(2, 768)
+    torch.save({"*": rows}, tmp_path / "toy.bin")
+    out = tmp_path / "mug.safetensors"
+    argv = ["import", str(tmp_path / "toy.bin"), "--method", "textual-inversion", "--out", str(out)]
+    assert main([*argv, "--name", "<my-mug>"]) == 0
+    assert f"text/embedded/<my-mug> (2, 768): {out}" in capsys.readouterr().out
+    assert torch.equal(PromptSet.load(out).rows[Site("text", "embedded", "<my-mug>")], rows)
+    export = ["export", str(out), "--out", str(tmp_path / "a1111.pt"), "--layout"]
+    assert main([*export, "a1111", "--name", "<my-mug>"]) == 0
+    assert torch.equal(torch.load(tmp_path / "a1111.pt")["string_to_param"]["*"], rows)
+    assert main([*export, "sdxl"]) == 2
+    assert "Choose diffusers or a1111" in capsys.readouterr().err
+    assert main([*export, "comfy"]) == 2
+    assert "invalid choice: 'comfy'" in capsys.readouterr().err
+
+
+def test_embeddings_are_imported_for_a_backbone(
+    tower: Tower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """A backbone of one text encoder, and a denoiser that nothing is written to."""
+    label = {"name": "diffusers/tiny", "fingerprints": {"text": "a" * 16, "denoiser": "b" * 16}}
+    made = SimpleNamespace(towers={"text": tower, "denoiser": tower}, label=lambda: label)
+    monkeypatch.setattr("vpt.towers.load.load", lambda name, weights=None: made)
+    out = tmp_path / "mug.safetensors"
+    torch.save(torch.ones(tower.width), tmp_path / "mug.pt")
+    argv = ["import", str(tmp_path / "mug.pt"), "--method", "textual-inversion", "--out", str(out)]
+    assert main([*argv, "--model", "diffusers/tiny"]) == 0
+    assert read_header(out).about["backbone"]["fingerprints"] == {"text": "a" * 16}
+    out.unlink()
+    torch.save(torch.ones(768), tmp_path / "mug.pt")
+    assert main([*argv, "--model", "diffusers/tiny"]) == 2
+    assert f"this pipeline has 'text' of {tower.width}" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_options_of_the_other_kind_of_import_are_refused(tmp_path: Path, capsys: Capture) -> None:
+    torch.save(torch.ones(8), tmp_path / "a.pt")
+    argv = ["import", str(tmp_path / "a.pt"), "--out", str(tmp_path / "b.safetensors")]
+    assert main([*argv, "--method", "textual-inversion", "--classes", "a,b"]) == 2
+    assert "--classes cannot stand with --method textual-inversion" in capsys.readouterr().err
+    assert main([*argv, "--method", "coop", "--name", "mug"]) == 2
+    assert "--name is for --method textual-inversion" in capsys.readouterr().err
+    assert main(argv) == 2
+    assert "Give --model. Embeddings need none" in capsys.readouterr().err
+
+
+def test_the_layouts_offered_are_those_that_are_written() -> None:
+    from vpt.importers.embeddings_out import LAYOUTS
+
+    assert set(share.LAYOUTS) == set(LAYOUTS)

@@ -21,11 +21,27 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor
 
-__all__ = ["Record", "checked", "few", "read_checkpoint", "read_pickle"]
+__all__ = ["Record", "checked", "few", "read_checkpoint", "read_pickle", "read_tensors"]
 
 MAX_BYTES = 8 * 2**30  # the largest backbone with its optimiser; a prompt file has kilobytes
+
+
+def read_tensors(path: str | os.PathLike[str]) -> Any:
+    """What a ``.safetensors`` file holds, tensors by name; of any other name, what :func:`read_checkpoint` reads.
+
+    Raises as that does.
+    """
+    if Path(path).suffix.lower() != ".safetensors":
+        return read_checkpoint(path)
+    _check_size(path)
+    try:
+        return load(Path(path).read_bytes())
+    except (SafetensorError, KeyError) as error:  # KeyError: a type of number that torch does not have
+        raise ValueError(f"{path} is no safetensors file ({error}). Copy or download it again.") from None
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Any:
@@ -33,10 +49,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
 
     Raises FileNotFoundError, or ValueError for a file that is none, is damaged, or claims more than it holds.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no checkpoint {str(path)!r}.")
-    if Path(path).stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path} is larger than {MAX_BYTES >> 30} GiB, which no prompt file is.")
+    _check_size(path)
     zipped = zipfile.is_zipfile(path)
     try:
         if zipped:
@@ -70,17 +83,28 @@ def read_pickle(path: str | os.PathLike[str], records: Collection[str] = ()) -> 
         raise ValueError(f"{path} cannot be read as a pickle: {str(error)[:200]}") from None
 
 
+def _check_size(path: str | os.PathLike[str]) -> None:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no checkpoint {str(path)!r}.")
+    if Path(path).stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path} is larger than {MAX_BYTES >> 30} GiB, which no prompt file is.")
+
+
 def checked(path: str | os.PathLike[str], what: str, value: Any, ndim: int) -> Tensor:
     """A value of a checkpoint as a float32 tensor of ``ndim`` dimensions; raises ValueError where it is none, claims
     more numbers than the file holds, or holds NaN or infinity."""
     if not isinstance(value, Tensor) or value.ndim != ndim or not value.is_floating_point():
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{path}: {what} should be a tensor of {ndim} dimensions, found {shape}.")
+    if value.layout != torch.strided or value.device.type != "cpu":
+        raise ValueError(
+            f"{path}: {what} should be a plain tensor, found a {value.device.type} {value.layout} one."
+        )
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
         raise ValueError(f"{path}: {what} claim more numbers than the file holds.")
-    if not value.isfinite().all():
+    if not (value := value.detach().float()).isfinite().all():  # also of what float32 cannot hold
         raise ValueError(f"{path}: {what} hold NaN or infinity.")
-    return value.detach().float()
+    return value
 
 
 def few(names: Iterable[str]) -> str:

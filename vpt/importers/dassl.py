@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
-from vpt.importers.checkpoint import checked, few, read_checkpoint
+from vpt.importers.checkpoint import checked, few, read_tensors
 from vpt.prompt import Site
 
 __all__ = ["SIGNS", "Found", "read_dassl"]
@@ -70,7 +68,7 @@ def read_dassl(path: File, method: str | None = None, *, sentence: str | None = 
         which does not write it down; MMRL's sentence of the data set).
     Raises FileNotFoundError, and ValueError that says what was found and what was wanted.
     """
-    whole = _load(path)
+    whole = read_tensors(path)
     state = _state(whole)
     name = _name(path, state, method)
     found = READERS[name](path, state)
@@ -81,17 +79,6 @@ def read_dassl(path: File, method: str | None = None, *, sentence: str | None = 
     if sentence is not None:
         _say(path, found, sentence)
     return found
-
-
-def _load(path: File) -> Any:
-    if Path(path).suffix != ".safetensors":
-        return read_checkpoint(path)
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no checkpoint {str(path)!r}.")
-    try:
-        return load(Path(path).read_bytes())
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file ({error}). Copy or download it again.") from None
 
 
 def _state(found: Any) -> dict[str, Any]:
