@@ -5,14 +5,14 @@ each time.
 """
 
 import gzip
+import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKL, SanaPipeline, UNet2DConditionModel
+from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 from open_clip.tokenizer import bytes_to_unicode
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
@@ -102,6 +102,14 @@ def t5_tokenizer() -> T5TokenizerFast:
     return T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=512)
 
 
+# what Sana and FLUX.2 put in front of every prompt: in single signs it would be most of the work
+SANA = " ".join(inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[A-Za-z]+", text)
+
+
 def _merges(words: list[str]) -> list[tuple[str, str]]:
     """Byte pairs that make each word from its first sign on, so that no word's merges stand in another's way."""
     return list(dict.fromkeys((w[:i], w[i]) for w in words for i in range(1, len(w))))
@@ -122,7 +130,7 @@ def qwen_tokenizer() -> Qwen2TokenizerFast:
 
 def gemma_tokenizer() -> GemmaTokenizerFast:
     """Byte pairs on signs, blanks written as ▁, a start token in front."""
-    merges = _merges([f"▁{w}" for w in WORDS])
+    merges = _merges([f"▁{w}" for w in [*WORDS, *_words(SANA)]])
     signs = ["▁", "\n", *map(chr, range(33, 127))]
     entries = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *signs, *("".join(m) for m in merges)]
     return GemmaTokenizerFast(
@@ -135,7 +143,7 @@ def gemma_tokenizer() -> GemmaTokenizerFast:
 
 def mistral_processor() -> PixtralProcessor:
     """A processor around byte pairs on bytes: FLUX.2 hands its sentences to one."""
-    merges = _merges([f"Ġ{w}" for w in WORDS])
+    merges = _merges([f"Ġ{w}" for w in [*WORDS, *_words(SYSTEM_MESSAGE)]])
     entries = ["<unk>", "<s>", "</s>", "<pad>", *bytes_to_unicode().values(), *("".join(m) for m in merges)]
     inner = Tokenizer(BPE({entry: i for i, entry in enumerate(entries)}, merges))
     inner.pre_tokenizer = ByteLevel(add_prefix_space=False)
@@ -222,13 +230,13 @@ def unet(**config: Any) -> nn.Module:
 def decoder(layers: int, **config: Any) -> dict[str, Any]:
     """What configs of language models have in common: 32 wide, so many blocks."""
     return {
-        "vocab_size": 1024,
+        "vocab_size": 2048,
         "hidden_size": 32,
         "intermediate_size": 32,
         "num_hidden_layers": layers,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
         "bos_token_id": 0,
         "eos_token_id": 1,
     } | config

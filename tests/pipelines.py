@@ -182,7 +182,7 @@ def pixart_sigma() -> PixArtSigmaPipeline:
             patch_size=2,
             attention_head_dim=8,
             num_attention_heads=4,
-            caption_channels=32,
+            caption_channels=24,
             in_channels=4,
             out_channels=8,
             cross_attention_dim=32,
@@ -193,7 +193,7 @@ def pixart_sigma() -> PixArtSigmaPipeline:
     return ready(
         PixArtSigmaPipeline(
             tokenizer=t5_tokenizer(),
-            text_encoder=t5(),
+            text_encoder=t5(24),
             vae=vae(),
             transformer=denoiser,
             scheduler=DPMSolverMultistepScheduler(),

@@ -68,7 +68,7 @@ def sana() -> SanaPipeline:
             scaling_factor=0.41407,
         )
     )
-    config = Gemma2Config(**decoder(3), query_pre_attn_scalar=8, sliding_window=64)
+    config = Gemma2Config(**decoder(3), query_pre_attn_scalar=16, sliding_window=64)
     scheduler = DPMSolverMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
     )
@@ -108,7 +108,7 @@ def qwen_image() -> QwenImagePipeline:
         )
     )
     text = decoder(3) | {
-        "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6}
+        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6}
     }
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
     config = Qwen2_5_VLConfig(text_config=text, vision_config=vision | {"fullatt_block_indexes": [0]})

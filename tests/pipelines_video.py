@@ -26,7 +26,7 @@ def ltx() -> LTXPipeline:
             attention_head_dim=16,
             cross_attention_dim=32,
             num_layers=1,
-            caption_channels=32,
+            caption_channels=24,
         )
     )
     autoencoder = seeded(
@@ -47,7 +47,7 @@ def ltx() -> LTXPipeline:
         LTXPipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.1),
             vae=autoencoder,
-            text_encoder=t5(),
+            text_encoder=t5(24),
             tokenizer=t5_tokenizer(),
             transformer=denoiser,
         )
