@@ -99,7 +99,7 @@ class PromptSet:
         """The metadata as written: format, version, date and sites filled in."""
         sites = [
             {"tower": s.tower, "stage": s.stage, "slot": s.slot, "n": r.shape[-2], "width": r.shape[-1]}
-            | ({"axis": "class", "sets": r.shape[0]} if r.ndim == 3 else {})
+            | ({"axis": self.about.get("axis", "class"), "sets": r.shape[0]} if r.ndim == 3 else {})
             for s, r in self.rows.items()
         ]
         created = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "vpt": _version()}

@@ -180,7 +180,7 @@ def _measure(command: str, argv: list[str]) -> None:
     progress = partial(track, description="measuring", console=errors, transient=True)
     if data.captioned:
         values = measure_pairs(tuned, data, split, track=progress)
-        if cut := len(tuned.learner.speech.cut):
+        if cut := len(tuned.learner.cut):
             errors.print(f"{cut:,} captions were too long for the context and lost their last words")
     else:
         values = measure(tuned, data, split, track=progress).metrics

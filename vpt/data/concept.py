@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, product
+from pathlib import Path
 
 from PIL import Image
 
@@ -13,11 +14,17 @@ from vpt.data.captions_scenes import SIZE
 from vpt.data.item import DataError, Item, Source
 from vpt.data.scenes import CHARACTER, COLOURS, MIRROR, SHAPES, Kind, Scene, captions, draw, kinds
 
-__all__ = ["TEMPLATES", "ConceptPairs", "ConceptScenes", "concept_scenes"]
+__all__ = ["TEMPLATES", "ConceptPairs", "ConceptPictures", "ConceptScenes", "concept_scenes", "templates_of"]
 
 TEMPLATES = (
     *("a photo of {}", "a picture of {}", "an image of {}", "there is {}", "{}"),
     *("a close-up of {}", "a photo of the whole of {}", "{} in a picture"),
+)
+STYLE = (
+    "a picture in the style of {}",
+    "a drawing in the style of {}",
+    "{} style",
+    "a scene in the style of {}",
 )
 FEW = (3, 10)  # pictures of a concept; more are a class, which vpt fit learns
 
@@ -64,6 +71,61 @@ class ConceptPairs:
     def read(self, item: Item) -> bytes | Image.Image:
         room, _, key = item.key.partition("/")
         return (self.pictures if room == "concept" else self.background).read(replace(item, key=key))
+
+
+@dataclass(frozen=True)
+class ConceptPictures:
+    """Pictures of one thing, or in one style, whose captions say its placeholder: what text to image learns it from.
+
+    slot: such as <my-mug>.  beside: pictures of the class, with captions of their own, for DreamBooth's prior.
+    """
+
+    slot: str
+    pictures: Source
+    templates: Sequence[str] = TEMPLATES
+    beside: Source | None = None
+    classes: tuple[str, ...] = field(default=(), init=False)
+    multilabel: bool = field(default=False, init=False)
+
+    @property
+    def name(self) -> str:
+        return self.pictures.name + (f" beside {self.beside.name}" if self.beside else "")
+
+    def splits(self) -> dict[str, list[Item]]:
+        said = tuple(template.replace("{}", self.slot) for template in self.templates)
+        own = [replace(t, key=f"concept/{t.key}", captions=said) for t in _all(self.pictures)]
+        if not own:
+            raise DataError(
+                f"{self.pictures.name} has no pictures. Give 3 to 10 of the thing that {self.slot} is."
+            )
+        beside = _all(self.beside) if self.beside else []
+        if bare := [t.key for t in beside if not t.captions]:
+            raise DataError(
+                f"{bare[0]} of the class pictures has no caption, such as a photo of a mug. Give them some."
+            )
+        return {"train": [*own, *(replace(t, key=f"class/{t.key}") for t in beside)]}
+
+    def read(self, item: Item) -> bytes | Image.Image:
+        room, _, key = item.key.partition("/")
+        source = self.pictures if room == "concept" else self.beside
+        assert source is not None
+        return source.read(replace(item, key=key))
+
+
+def templates_of(which: str) -> tuple[str, ...]:
+    """Sentences with {} for a concept: those for an "object", for a "style", or the lines of a file.
+
+    Raises DataError for a file without them.
+    """
+    if which in ("object", "style"):
+        return TEMPLATES if which == "object" else STYLE
+    path = Path(which)
+    lines = [line.strip() for line in path.read_text().splitlines()] if path.is_file() else []
+    if not any(lines) or any("{}" not in line for line in lines if line):
+        raise DataError(
+            f"sentences={which!r}: wanted object, style, or a file with a sentence a line that has {{}} in it."
+        )
+    return tuple(line for line in lines if line)
 
 
 def _all(source: Source) -> list[Item]:

@@ -16,6 +16,8 @@ from torch.utils.data import Subset as Share
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from vpt.data.captions import open_captions
+from vpt.data.collection import open_collection
+from vpt.data.concept import ConceptPictures, templates_of
 from vpt.data.item import DataError, Item, Source
 from vpt.data.order import BatchOrder, process, seed_of
 from vpt.data.pictures import Augment, Decoded, Pictures, eval_transform, train_transform
@@ -55,6 +57,11 @@ class ImageData(L.LightningDataModule):
             caption file, and skip_unreadable leaves out those without a caption too. Every augment but none flips:
             leave it out where captions say left and right.
 
+        concept: the pictures are of one thing, or in one style, and their captions are ``sentences`` with this
+            placeholder in them, such as <my-mug>. All are trained on, whatever val and test say.
+        sentences: "object", "style", or a file of sentences with {}.
+        beside: pictures of the thing's class, with captions of their own.
+
     Raises DataError, from ``setup``, for data that cannot be trained on.
     """
 
@@ -78,6 +85,9 @@ class ImageData(L.LightningDataModule):
         subset: Subset = "all",
         join_val: bool = False,
         captions: bool = False,
+        concept: str = "",
+        sentences: str = "object",
+        beside: str = "",
     ):
         super().__init__()
         if batch_size < 1 or views < 0 or workers < 0:
@@ -92,8 +102,11 @@ class ImageData(L.LightningDataModule):
                 "Leave both out."
             )
         self.path, self.root, self.seed, self.batch_size = path, root, seed, batch_size
-        self.captioned = captions
-        self.draw = Draw(shots, val_shots, seed, val, test, split_file, subset, join_val, captions)
+        self.captioned = captions or bool(concept)
+        self.concept, self.sentences, self.beside = concept, sentences, beside
+        if concept:  # too few to hold any back: what is held out are noises
+            val = test = 0.0
+        self.draw = Draw(shots, val_shots, seed, val, test, split_file, subset, join_val, self.captioned)
         self.augment, self.views, self.weighted = augment, views, weighted
         self.workers, self.skip_unreadable = workers, skip_unreadable
         self._preprocess: dict[str, Any] | None = None
@@ -126,6 +139,12 @@ class ImageData(L.LightningDataModule):
         self._source, self._decoded, self._report, self._plan = source, decoded, report, drawn
 
     def _open(self) -> Source:
+        if self.concept:
+            pictures = open_collection(self.path) if isinstance(self.path, str) else self.path
+            beside = open_captions(self.beside, self.root) if self.beside else None
+            return ConceptPictures(
+                f"<{self.concept.strip('<>')}>", pictures, templates_of(self.sentences), beside
+            )
         if not isinstance(self.path, str):
             return self.path
         if self.captioned:

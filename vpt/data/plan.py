@@ -17,7 +17,7 @@ Subset = Literal["all", "base", "novel"]
 
 @dataclass(frozen=True)
 class Draw:
-    """How splits are drawn. val and test: the share split off where the source has none of its own.
+    """How splits are drawn. val and test: the share split off where the source has none of its own; 0: none.
 
     subset: the classes that are kept of what was drawn over all, see ``labels_in``.
     join_val: val trains too, after everything is drawn.
@@ -201,7 +201,8 @@ def _refuse(source: Source, made: Plan, draw: Draw) -> None:
     parts, classes = made.parts, made.classes
     counts = ", ".join(f"{name} {len(items)}" for name, items in parts.items())
     own = source.splits()
-    wanted = ["train", "test", *(["val"] if draw.val or "val" in own else [])]
+    asked = {"val": draw.val, "test": draw.test}
+    wanted = ["train", *(name for name, share in asked.items() if share or name in own)]
     wanted = ["test"] if own.keys() == {"test"} else wanted
     empty = [name for name in wanted if not parts[name]]
     if empty:

@@ -268,6 +268,43 @@ METHODS: dict[str, Entry] = {
         baseline=True,
         lr=1e-5,
     ),
+    "textual-inversion": Entry(
+        "vpt.methods.textual_inversion:TextualInversion",
+        "2208.01618",
+        "text to image: rows for a new word, in the text encoders of a diffusion pipeline",
+        "text/embedded/<name>",
+        lr=5e-3,
+        weight_decay=0.0,
+        only="denoise",
+    ),
+    "direction": Entry(
+        "vpt.methods.textual_inversion:TextualInversion",
+        "2512.13672",
+        "textual inversion whose rows keep their length and turn (DTI); with optimizer=direction",
+        "text/embedded/<name>",
+        {"norm": "fixed"},
+        lr=1e-2,
+        weight_decay=0.0,
+        only="denoise",
+    ),
+    "p-plus": Entry(
+        "vpt.methods.textual_inversion:PPlus",
+        "2303.09522",
+        "textual inversion with a set of rows for each cross-attention of the U-Net",
+        "text/embedded/<name>",
+        lr=5e-3,
+        weight_decay=0.0,
+        only="denoise",
+    ),
+    "context": Entry(
+        "vpt.methods.context:ContextRows",
+        "2412.19637",
+        "text to image: rows in the sequence that the network's cross-attention reads, or its negative",
+        "context/embedded/positive",
+        lr=1e-2,
+        weight_decay=0.0,
+        only="denoise",
+    ),
 }
 
 

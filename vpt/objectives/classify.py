@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,10 @@ class Classify:
     def headline(self) -> str:
         """The metric that selects: top-1 accuracy, or mean average precision."""
         return "map" if self.multilabel else "top1"
+
+    @property
+    def better(self) -> Literal["max", "min"]:
+        return "max"
 
     def step(
         self, model: Model, inputs: Any, batch: Mapping[str, Any], epoch: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -13,7 +13,7 @@ Loss = Callable[[Tensor], Tensor]  # of logits
 
 
 class Model(Protocol):
-    """What an objective asks of the model that learns.
+    """What classify and retrieve ask of the model that learns; denoise asks for other things.
 
     classes: class names, or the captions of the training pictures.
     """
@@ -40,7 +40,7 @@ class Model(Protocol):
 
 
 class Objective(Protocol):
-    """classify, retrieve: batches and features to losses and metrics.
+    """classify, retrieve, denoise: batches and features to losses and metrics.
 
     classes: class names, or the captions of the training pictures.
     """
@@ -52,17 +52,21 @@ class Objective(Protocol):
     def headline(self) -> str:
         """The metric that selects."""
 
+    @property
+    def better(self) -> Literal["max", "min"]:
+        """Whether more of it is better, or less."""
+
     def metric(self) -> Any:
         """An empty metric of the val split."""
 
-    def step(self, model: Model, inputs: Any, batch: Mapping[str, Any], epoch: int) -> tuple[Any, Loss]:
+    def step(self, model: Any, inputs: Any, batch: Mapping[str, Any], epoch: int) -> tuple[Any, Loss]:
         """What the model saw, and the loss of logits between it."""
 
     def more(self, seen: Any) -> Mapping[str, Tensor]:
         """Terms of the loss beside the method's own."""
 
-    def observe(self, metric: Any, model: Model, inputs: Any, batch: Mapping[str, Any]) -> None:
+    def observe(self, metric: Any, model: Any, inputs: Any, batch: Mapping[str, Any]) -> None:
         """Put a batch into a metric."""
 
-    def result(self, metric: Any, model: Model) -> dict[str, Tensor]:
+    def result(self, metric: Any, model: Any) -> dict[str, Tensor]:
         """Values by name, when all batches are in."""

@@ -99,6 +99,10 @@ class Retrieve:
         """The metric that selects."""
         return "mean_recall"
 
+    @property
+    def better(self) -> Literal["max", "min"]:
+        return "max"
+
     def step(self, model: Model, inputs: Any, batch: Mapping[str, Any], epoch: int) -> tuple[Any, Loss]:
         """Every process encodes its own pictures and its share of the batch's captions, and sees all of both.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from vpt.encode import advance, encode, first
 from vpt.methods import METHODS, method_class
 from vpt.methods.method import Method, Say, Seen
-from vpt.prompt import Context, Rows, Site
-from vpt.promptset import PromptSet
+from vpt.prompt import Context, Rows
+from vpt.tasks.learning import Learning
 from vpt.tasks.speech import Speech
 from vpt.text import encode_text
 from vpt.tower import Stream, Tower
@@ -42,6 +42,12 @@ def build_method(
     known = inspect.signature(make).parameters
     given = {**METHODS[name].options, **(options or {})}
     parts: dict[str, Any] = {**(towers or backbone.towers), "classes": classes, "scale": backbone.scale}
+    parts["pipeline"] = backbone
+    if "pipeline" in known and not backbone.draws:
+        raise ValueError(
+            f"{name} is for text to image, and {backbone.name} draws no pictures. Give a diffusion pipeline, such as "
+            "diffusers/REPO_OR_FOLDER or starter/sd-mini."
+        )
     for part in ("text", "tokens"):
         if part in known and part not in parts:
             parts[part] = getattr(backbone, part)  # raises for a backbone without a text tower
@@ -56,7 +62,7 @@ def build_method(
     return method
 
 
-class Learner(nn.Module):
+class Learner(Learning):
     """Logits of pictures, or of a stream that stopped at ``low``.
 
     zero_head: start the head at 0, where few pictures at a small rate find it; VPT's published start is random and
@@ -68,6 +74,8 @@ class Learner(nn.Module):
     needs: frozen features are asked for, whether or not the method needs them.
     chunk: pictures that backward computes anew at a time; 0: none.
     """
+
+    frozen: tuple[Tower, Tower | None]
 
     def __init__(
         self,
@@ -110,13 +118,7 @@ class Learner(nn.Module):
         self.speech = Speech(
             backbone, method.sentence, self._rows_of, grouped=grouped, captions=captions, packed=packed
         )
-        # what follows from names and frozen weights, or from rows while not training
-        self._kept: dict[str, Any] = {}
-
-    @property
-    def tower(self) -> Tower:
-        """The image tower that this learner runs: the frozen one, or its own copy."""
-        return self.towers[0]
+        self.cut = self.speech.cut
 
     def width(self) -> int:
         """Channels that the head reads."""
@@ -128,14 +130,6 @@ class Learner(nn.Module):
             return Context(batch)
         frozen = torch.zeros(batch, self.tower.out, device=self.tower.device) if frozen is None else frozen
         return Context(batch, {"image": frozen})
-
-    @property
-    def sites(self) -> set[Site]:
-        """Where the method writes; asked once, without drawing random numbers from the run's stream."""
-        if "sites" not in self._kept:
-            with torch.no_grad(), torch.random.fork_rng():
-                self._kept["sites"] = set(self.method(self.context()))
-        return self._kept["sites"]
 
     @property
     def low(self) -> str:
@@ -296,6 +290,11 @@ class Learner(nn.Module):
                 self._kept["below"] = [advance(text, s, {}, low) for s in self.streams()]
         return self._kept["below"]
 
+    def busiest(self, inputs: Tensor | Stream) -> tuple[Tower | None, Tensor]:
+        """Where pictures' features are stored, the text decides."""
+        x, text = inputs.x if isinstance(inputs, Stream) else inputs, self.towers[1]
+        return (text, self.streams()[0].x) if x.ndim == 2 and text is not None else (self.tower, x)
+
     def layout(self) -> str:
         """How the class sentences are read, in a sentence; empty for a method with a head."""
         text, names = self.towers[1], len(self.classes)
@@ -348,71 +347,15 @@ class Learner(nn.Module):
             self._kept["taught"] = self.method.teach(self.say(self.classes))
         return self._kept["taught"]
 
-    def train(self, mode: bool = True) -> Learner:
+    def train(self, mode: bool = True) -> Self:
         """Rows and head follow ``mode``; networks stay in eval mode, as they were pretrained to be used."""
-        super().train(mode)
-        self.network.eval()
         if self.says:
             self._kept.pop("texts", None)
-        return self
+        return super().train(mode)
 
-    def learns(self) -> str:
-        """How many numbers learn where, in words."""
-        counts: dict[str, int] = {}
-        for name, p in self.named_parameters():
-            if p.requires_grad:
-                room = {"head": "head", "network": "network"}.get(name.split(".")[0], "rows")
-                counts[room] = counts.get(room, 0) + p.numel()
-        return ", ".join(f"{room} {n:,}" for room, n in counts.items()) or "nothing by gradient"
-
-    def learned(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps: parameters that learn, and the method's and head's own state."""
-        grads = {name for name, p in self.named_parameters() if p.requires_grad}
-        return {k: v for k, v in self.state_dict().items() if k in grads or not k.startswith("network.")}
-
-    def groups(self, lr: float, head_lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Parameter groups: decay on rows and matrices; none on the head's bias, nor on a network's vectors."""
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-        for name, p in self.named_parameters():
-            if p.requires_grad:
-                bare = name == "head.bias" or (name.startswith("network.") and p.ndim < 2)
-                groups.setdefault((name.startswith("head."), bare), []).append(p)
-        return [
-            {"params": ps, "lr": head_lr if head else lr, "weight_decay": 0.0 if bare else weight_decay}
-            for (head, bare), ps in groups.items()
-        ]
-
-    def export(self, about: Mapping[str, Any]) -> PromptSet:
-        """Rows as they enter (projections folded), head and, for a baseline, the weights that learned.
-
-        A method whose rows depend on the picture, or that reads them back, is kept as a whole, as one that says so.
-        """
-        training = self.training
-        self.eval()
-        method = self.method
-        whole = method.whole or method.per_sample or bool(method.reads) or not method.trains
-        rows: dict[Site, Tensor] = {}
-        with torch.no_grad():
-            if not whole:
-                rows = {site: r.detach().clone() for site, r in self.method(self.context()).items()}
-        self.train(training)
-        state = {k: v.detach().clone() for k, v in self.method.state_dict().items()} if whole else {}
-        head = (
-            {k: v.detach().clone() for k, v in self.head.state_dict().items()}
-            if self.head is not None
-            else {}
-        )
-        weights = {
-            k.removeprefix("network.").removeprefix("image."): v.detach().clone()
-            for k, v in self.learned().items()
-            if k.startswith("network.")
-        }
-        label: dict[str, Any] = {"pool": self.method.pool}
-        if self.method.named:
-            label["names"] = {
-                "sentence": self.speech.sentence,
-                "class_specific": self.method.class_specific,
-            }
-        else:
-            label["head"] = {"reads": self.method.output}
-        return PromptSet(rows, head, state, weights, {**about, **label})
+    def label(self) -> dict[str, Any]:
+        """How names are said, or what the head reads."""
+        if not self.method.named:
+            return {"pool": self.method.pool, "head": {"reads": self.method.output}}
+        said = {"sentence": self.speech.sentence, "class_specific": self.method.class_specific}
+        return {"pool": self.method.pool, "names": said}

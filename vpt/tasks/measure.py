@@ -32,9 +32,9 @@ def shelves_of(
     backbone: Backbone, folder: str | Path | None, precision: str, source: str
 ) -> Callable[[str], Shelf] | None:
     """Shelves by stage for pictures of a source; None without a folder."""
-    if folder is None:
+    frozen = backbone.fingerprints.get("image")
+    if folder is None or frozen is None:
         return None
-    frozen = backbone.fingerprints["image"]
     kept: dict[str, Shelf] = {}
 
     def shelf(stage: str) -> Shelf:
@@ -85,9 +85,14 @@ class Numbers:
     """
 
     def __init__(
-        self, data: ImageData, recipe: Recipe, cache: str | Path | None, bar: Callable[[str], Track]
+        self,
+        data: ImageData,
+        recipe: Recipe,
+        cache: str | Path | None,
+        bar: Callable[[str], Track],
+        precision: str = "32-true",
     ) -> None:
-        self.data, self.recipe, self.cache, self.bar = data, recipe, cache, bar
+        self.data, self.recipe, self.cache, self.bar, self.precision = data, recipe, cache, bar, precision
 
     def of(self, tuned: Tuned) -> dict[str, list[dict[str, Any]]]:
         """``metrics`` on val and test; of captions ``before`` too, those of the frozen model, and on general pairs."""

@@ -29,13 +29,12 @@ def plainly(backbone: Backbone, precision: str = "32-true") -> Tuned:
     return Tuned(backbone, PromptSet(about=about), precision=precision)
 
 
-def check_kind(data: ImageData, recipe: Recipe) -> None:
+def check_kind(data: ImageData, recipe: Recipe, captioned: bool) -> None:
     """Refuse data of the other kind; raises ValueError."""
-    retrieves = recipe.objective == "retrieve"
-    if retrieves != data.captioned:
+    if captioned != data.captioned:
         raise ValueError(
-            f"the objective {recipe.objective} needs data with {'captions' if retrieves else 'labels'}. Give captions="
-            f"{retrieves} with them, or another objective."
+            f"the objective {recipe.objective} needs data with {'captions' if captioned else 'labels'}. Give captions="
+            f"{captioned} with them, or another objective."
         )
 
 

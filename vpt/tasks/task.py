@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,8 @@ from vpt.attention import fastest_for
 from vpt.encode import advance
 from vpt.methods.method import Batches
 from vpt.objectives.objective import Objective
-from vpt.tasks.learner import Learner
+from vpt.tasks.direction import Direction
+from vpt.tasks.learning import Learning
 from vpt.tasks.schedule import schedule
 from vpt.tasks.store import inputs_of
 from vpt.tower import Stream
@@ -32,11 +33,13 @@ __all__ = ["Diverged", "PromptTask", "Recipe"]
 class Recipe:
     """How a method is trained.
 
-    objective: what the rows are trained for: "classify" labelled pictures, or "retrieve" pictures by their captions.
+    objective: what the rows are trained for: to "classify" labelled pictures, to "retrieve" pictures by their captions,
+        or to "denoise" pictures from their captions (text to image).
     epochs: passes over the training pictures.  lr: learning rates to try, side by side; empty: the method's own.
     head_lr: rate of the head where it is not that of the rows, which few pictures often want higher.
     per_256: VPT's rule, the rate used is lr * batch size / 256.
-    optimizer: "adamw" or "sgd" (momentum 0.9).  weight_decay: on rows and matrices; None: the method's own.
+    optimizer: "adamw", "sgd" (momentum 0.9), or "direction", which turns rows of fixed length (vpt.tasks.direction).
+    weight_decay: on rows and matrices; None: the method's own.
     schedule: see vpt.tasks.schedule.  warmup: epochs.
     head: start of the linear head, at 0 or as the method published it (VPT: random, bias -log 99).
     smoothing: of the labels.  mixup: strength alpha of mixup, 0 for none; it needs fresh views.
@@ -48,14 +51,17 @@ class Recipe:
         pairs only, nothing is pushed away).  captions: of a
         picture in one batch, in turn; 0: all.  consistency: weight of staying near the frozen features.
         general: other pictures with captions, measured before and after: what was lost there.
+    Of denoise: snr, gamma of min-SNR weighting (5 is usual), 0 for none.  prior: weight of pictures that show the
+        class and not the concept.  ema: decay of the running average of what learns, which is what is kept; 0: none.
+        remat: the frozen network keeps fewer activations and computes them anew in backward.
     """
 
-    objective: Literal["classify", "retrieve"] = "classify"
+    objective: Literal["classify", "retrieve", "denoise"] = "classify"
     epochs: int = 20
     lr: tuple[float, ...] | Literal["search"] = ()
     head_lr: float | None = None
     per_256: bool = False
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "sgd", "direction"] = "adamw"
     weight_decay: float | None = None
     schedule: Literal["cosine", "constant", "vpt", "pixel", "coop"] = "cosine"
     warmup: float = 1.0
@@ -70,20 +76,25 @@ class Recipe:
     captions: int = 1
     consistency: float = 0.0
     general: str = ""
+    snr: float = 0.0
+    prior: float = 1.0
+    ema: float = 0.0
+    remat: bool = False
 
     def __post_init__(self) -> None:
         if self.head_lr is not None and not self.head_lr > 0:
             raise ValueError(
                 f"head_lr is {self.head_lr}, wanted a positive rate, or none for that of the rows."
             )
-        none = ("warmup", "mixup", "clip", "patience", "chunk", "captions", "consistency")
+        none = ("warmup", "mixup", "clip", "patience", "chunk", "captions", "consistency", "snr", "prior")
         for name, low in (("epochs", 1), *((name, 0) for name in none)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)}, wanted at least {low}.")
         if self.lr != "search" and any(not lr > 0 for lr in self.lr):
             raise ValueError(f"learning rates are positive, got {self.lr}.")
-        if not 0 <= self.smoothing < 1:
-            raise ValueError(f"smoothing is {self.smoothing}, wanted 0 or more and less than 1.")
+        for name in ("smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, wanted 0 or more and less than 1.")
 
     def rates(self, own: float) -> tuple[float, ...]:
         """The learning rates to train: as asked, the method's own, or five around it, a factor of about three apart."""
@@ -112,7 +123,7 @@ class PromptTask(L.LightningModule):
 
     def __init__(
         self,
-        learners: Sequence[Learner],
+        learners: Sequence[Learning],
         lrs: Sequence[float],
         objective: Objective,
         recipe: Recipe,
@@ -137,9 +148,9 @@ class PromptTask(L.LightningModule):
         self.history: list[dict[str, float]] = []
         self.mixup = MixUp(alpha=recipe.mixup, num_classes=len(objective.classes)) if recipe.mixup else None
 
-    def learner(self, k: int) -> Learner:
+    def learner(self, k: int) -> Learning:
         """The k-th learner."""
-        return cast(Learner, self.learners[k])
+        return cast(Learning, self.learners[k])
 
     def setup(self, stage: str) -> None:
         device = self.trainer.strategy.root_device
@@ -165,11 +176,8 @@ class PromptTask(L.LightningModule):
         """
         if not str(self.trainer.precision).startswith("bf16"):
             return nullcontext()
-        learner, x = self.learner(0), inputs.x if isinstance(inputs, Stream) else inputs
-        text = learner.towers[1]
-        if x.ndim == 2 and text is not None:
-            return fastest_for(text, learner.streams()[0].x, torch.bfloat16)
-        return fastest_for(learner.tower, x, torch.bfloat16)
+        tower, x = self.learner(0).busiest(inputs)
+        return nullcontext() if tower is None else fastest_for(tower, x, torch.bfloat16)
 
     def training_step(self, batch: dict[str, Any], _: int) -> Tensor:
         torch.manual_seed(self.seed * 1_000_003 + self.global_step)
@@ -195,7 +203,7 @@ class PromptTask(L.LightningModule):
         self.log("train/loss", loss.detach() / sum(finite), prog_bar=True, batch_size=len(batch["index"]))
         return loss
 
-    def _loss(self, learner: Learner, inputs: Tensor | Stream, batch: dict[str, Any]) -> Tensor:
+    def _loss(self, learner: Learning, inputs: Tensor | Stream, batch: dict[str, Any]) -> Tensor:
         seen, task = self.objective.step(learner, inputs, batch, self.current_epoch)
         total = learner.method.total(learner.method.losses(seen, task))
         return sum(self.objective.more(seen).values(), total)
@@ -223,7 +231,7 @@ class PromptTask(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         name, row = f"val/{self.objective.headline}", {"epoch": float(self.current_epoch)}
-        best = 0.0
+        scores = []
         for k, lr in enumerate(self.lrs):
             found = {
                 f"val/{n}": float(v)
@@ -231,12 +239,16 @@ class PromptTask(L.LightningModule):
             }
             self.metric(k).reset()
             if k not in self.diverged:
-                best = max(best, found[name])
+                scores.append(found[name])
             row |= found if len(self.lrs) == 1 else {f"{n}/lr={lr:g}": v for n, v in found.items()}
-        row[name] = best
+        best = row[name] = self._best(scores) if scores else math.nan
         self.log_dict({k: v for k, v in row.items() if k != "epoch"})
         self.log("val", best, prog_bar=True, logger=False)
         self.history.append(row)
+
+    @property
+    def _best(self) -> Callable[[Sequence[float]], float]:
+        return min if self.objective.better == "min" else max
 
     def configure_optimizers(self) -> Any:
         scale = self.batch_size / 256 if self.recipe.per_256 else 1.0
@@ -246,6 +258,8 @@ class PromptTask(L.LightningModule):
             groups += self.learner(k).groups(*rates, self.weight_decay)
         if self.recipe.optimizer == "sgd":
             optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, momentum=0.9)
+        elif self.recipe.optimizer == "direction":
+            optimizer = Direction(groups)
         else:
             optimizer = torch.optim.AdamW(groups)
         steps = math.ceil(self.epoch_batches / self.trainer.accumulate_grad_batches)
@@ -281,7 +295,8 @@ class PromptTask(L.LightningModule):
             return 0, ""
         last, name = self.history[-1], self.objective.headline
         score = {k: last[f"val/{name}/lr={self.lrs[k]:g}"] for k in alive}
-        k = min(alive, key=lambda k: (-score[k], self.lrs[k]))
+        sign = 1 if self.objective.better == "min" else -1
+        k = min(alive, key=lambda k: (sign * score[k], self.lrs[k]))
         told = ", ".join(f"{self.lrs[k]:g}: {score[k]:.3f}" for k in alive)
         gone = "".join(f", {self.lrs[k]:g}: diverged at step {step}" for k, step in self.diverged.items())
         return k, f"learning rate {self.lrs[k]:g} has the best val {name} at the last epoch ({told}{gone})"

@@ -24,25 +24,24 @@ from vpt.attention import cast_frozen
 from vpt.data.module import ImageData
 from vpt.methods import METHODS, method_class
 from vpt.methods.method import Method
-from vpt.objectives.classify import Classify
-from vpt.objectives.objective import Objective
 from vpt.objectives.retrieve import Retrieve
 from vpt.promptset import PromptSet, write_atomically
 from vpt.tasks.callbacks import LastGood, StepTime, quiet
 from vpt.tasks.device import Machine, PeakMemory, autocast, resolve_device, resolve_precision
+from vpt.tasks.kinds import kind_of
 from vpt.tasks.learner import Learner, build_method
+from vpt.tasks.learning import Learning
 from vpt.tasks.measure import Numbers, shelves_of
-from vpt.tasks.pairs import check_kind, check_retrieval, pairs_objective
+from vpt.tasks.pairs import check_kind
 from vpt.tasks.store import Stored, fill
 from vpt.tasks.task import Diverged, PromptTask, Recipe
-from vpt.tasks.tuned import Tuned
 from vpt.towers.backbone import Backbone
 from vpt.towers.load import load
 
 __all__ = ["Machine", "fit", "tune"]
 
 
-def tune(backbone: Backbone | str, data: ImageData | str, method: str = "vpt-deep", **options: Any) -> Tuned:
+def tune(backbone: Backbone | str, data: ImageData | str, method: str = "vpt-deep", **options: Any) -> Any:
     """Train ``method`` on ``backbone`` with the pictures in ``data``: three lines for a notebook.
 
     options: any of the method's (length=20), the data's (shots=16, seed=1, batch_size=32, augment="flip"),
@@ -58,18 +57,20 @@ def tune(backbone: Backbone | str, data: ImageData | str, method: str = "vpt-dee
         "machine": {f.name for f in fields(Machine)},
     }
     for name, value in options.items():
-        home = next((room for room, names in known.items() if name in names), None)
-        if home is None:
+        homes = [room for room, names in known.items() if name in names]
+        if not homes:
             every = "; ".join(f"{room}: {', '.join(sorted(names))}" for room, names in known.items() if names)
             raise ValueError(f"nothing here has an option {name!r}. There are {every}.")
-        rooms[home][name] = value
+        for home in homes if name == "concept" else homes[:1]:  # a concept is the data's and the method's
+            rooms[home][name] = value
     if "lr" in rooms["recipe"]:
         lr = rooms["recipe"]["lr"]
         rooms["recipe"]["lr"] = (lr,) if isinstance(lr, (int, float)) else lr if lr == "search" else tuple(lr)
+    recipe = Recipe(**{"objective": METHODS[method].only or "classify", **rooms["recipe"]})
+    if "captions" in known["data"]:
+        rooms["data"].setdefault("captions", kind_of(recipe.objective).captioned)
     module = ImageData(data, **rooms["data"]) if isinstance(data, str) else data
-    return fit(
-        backbone, module, method, rooms["method"], Recipe(**rooms["recipe"]), Machine(**rooms["machine"])
-    )
+    return fit(backbone, module, method, rooms["method"], recipe, Machine(**rooms["machine"]))
 
 
 def fit(
@@ -79,7 +80,7 @@ def fit(
     options: Mapping[str, Any] | None = None,
     recipe: Recipe = Recipe(),  # noqa: B008  frozen
     machine: Machine = Machine(),  # noqa: B008  frozen
-) -> Tuned:
+) -> Any:
     """Train, choose among the recipe's learning rates on val, measure on test, and write the file.
 
     Whatever can be refused is refused before the first picture is read. Raises Diverged when the loss is not finite;
@@ -113,20 +114,20 @@ class Run:
         self.out = None if machine.out is None else Path(machine.out)
         self.console = Console(stderr=True, quiet=not machine.progress)
         made = build_method(method, backbone, options)  # sites and options are refused before data are read
+        self.kind = kind_of(recipe.objective)
         if self.entry.only not in ("", recipe.objective):
             raise ValueError(f"{method} is for the objective {self.entry.only}, not {recipe.objective}.")
-        if self.retrieves:
-            check_retrieval(method, made, backbone, recipe)
-        check_kind(data, recipe)
+        self.kind.check(method, made, backbone, recipe)
+        check_kind(data, recipe, self.kind.captioned)
 
-    def __call__(self) -> Tuned:
+    def __call__(self) -> Any:
         started = time.perf_counter()
         self.data.bind(self.backbone.preprocessing)
         self.data.setup()
         self._check_data()
         resumed = self._open_out()
         self.console.print(self.data.summary())
-        self.objective = self._objective()
+        self.objective = self.kind.objective(self.backbone, self.data, self.recipe)
         memory, timer = PeakMemory(self.device), StepTime()
         learners = self._learners()
         self._say_what_learns(learners[0])
@@ -136,7 +137,7 @@ class Run:
         if method.trains:
             task = self._train(learners, resumed, timer)
             chosen, why = task.best()
-        if cut := len(learners[chosen].speech.cut):
+        if cut := len(learners[chosen].cut):
             self.console.print(f"{cut:,} captions were longer than the context and lost their last words")
         if type(method).solve is not Method.solve:
             solved = self._solve(learners[chosen])
@@ -159,29 +160,19 @@ class Run:
             "command": " ".join(sys.argv) if sys.argv[0].endswith(("vpt", "vptune", "__main__.py")) else "",
         }
         tuned = self._bind(learners[chosen], train)
-        numbers = Numbers(self.data, self.recipe, self.machine.cache, self._bar)
-        tuned.prompts.about.update(numbers.of(tuned))
+        numbers = Numbers(self.data, self.recipe, self.machine.cache, self._bar, self.precision)
+        tuned.prompts.about.update(self.kind.numbers(tuned, learners[chosen], numbers))
         tuned.prompts.about["train"]["seconds"] = round(time.perf_counter() - started, 1)
         if self.out is not None:
             tuned.save(self.out / self.file_name)
             (self.out / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
         return tuned
 
-    def _objective(self) -> Objective:
-        if self.retrieves:
-            return pairs_objective(self.data, self.recipe)
-        return Classify(self.data.classes, self.data.multilabel, self.recipe.smoothing)
-
     def _bar(self, name: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
         """A progress bar under that name, where one is wanted."""
         if not self.machine.progress:
             return iter
         return partial(track, description=name, console=self.console, transient=True)
-
-    @property
-    def retrieves(self) -> bool:
-        """Whether pictures are trained to find captions, and not classes."""
-        return self.recipe.objective == "retrieve"
 
     @property
     def file_name(self) -> str:
@@ -238,46 +229,38 @@ class Run:
         write_atomically(config, json.dumps(told, indent=1).encode())
         return None
 
-    def _learners(self) -> list[Learner]:
+    def _learners(self) -> list[Learning]:
         """One learner a learning rate, all from the same start."""
         towers = dict(self.backbone.towers)
         for tower in towers.values():
             tower.model.to(self.device)
         if self.precision.startswith("bf16") and not self.entry.baseline:
-            towers = {name: cast_frozen(tower, torch.bfloat16) for name, tower in towers.items()}
+            towers = {
+                name: cast_frozen(t, torch.bfloat16) if t.reopen is not None else t
+                for name, t in towers.items()
+            }
         made = []
         for _ in self.lrs:
             torch.manual_seed(self.data.seed)
-            classes, zero = self.objective.classes, self.recipe.head == "zeros"
+            classes = self.objective.classes
             method = build_method(
                 self.method, self.backbone, self.options, classes=len(classes), towers=towers
             )
-            made.append(
-                Learner(
-                    method,
-                    self.backbone,
-                    classes,
-                    towers=towers,
-                    zero_head=zero,
-                    captions=self.retrieves,
-                    needs=self.recipe.consistency > 0,
-                    chunk=self.recipe.chunk,
-                )
-            )
+            made.append(self.kind.learner(method, self.backbone, classes, towers, self.recipe))
         return made
 
-    def _say_what_learns(self, learner: Learner) -> None:
+    def _say_what_learns(self, learner: Learning) -> None:
         models = [t.model for t in learner.frozen if t is not None]
         frozen = sum(p.numel() for model in models for p in model.parameters()) / 1e6
         name = f"{self.method} on {self.backbone.name} ({frozen:.1f} M frozen)"
         self.console.print(f"{name} learns: {learner.learns()}")
-        if learner.method.named:
-            self.console.print(learner.layout())
+        if layout := learner.layout():
+            self.console.print(layout)
 
-    def _store(self, learner: Learner, low: str, split: str) -> Stored | None:
+    def _store(self, learner: Learning, low: str, split: str, trains: bool) -> Stored | None:
         """The static part of one split, kept; None where it is not worth it."""
-        views = self.data.fixed_views if split == "train" else 1
-        pictures = self.data.pictures(split, augmented=split == "train")
+        views = self.data.fixed_views if trains else 1
+        pictures = self.data.pictures(split, augmented=trains)
         wanted = self.recipe.store in ("memory", "disk") or (
             self.recipe.store == "auto" and self.recipe.epochs > views
         )
@@ -290,14 +273,14 @@ class Run:
             views,
             where=self.recipe.store,
             folder=self.out,
-            name=split,
-            pooled=learner.needs and split == "train",
+            name="train" if trains else "val",
+            pooled=learner.needs and trains,
             shelves=shelves_of(self.backbone, self.machine.cache, self.precision, pictures.source),
             around=partial(autocast, self.device, self.precision),
             track=self._bar(f"storing {split} below {low}"),
         )
 
-    def _solve(self, learner: Learner) -> dict[str, float]:
+    def _solve(self, learner: Learning) -> dict[str, float]:
         """A closed form or a search on stored features."""
         learner.to(self.device).train()
         parts = {}
@@ -308,19 +291,21 @@ class Run:
             stored = fill(learner.tower, "pooled", pictures, max(views, 1), where="memory", shelves=shelves)
             assert stored is not None
             parts[split] = (stored.x.mean(0), torch.tensor([fact["label"] for fact in stored.facts]))
+        assert isinstance(learner, Learner)
         return learner.method.solve(*parts["train"], parts["val"], learner.head, learner.taught())
 
-    def _train(self, learners: list[Learner], resumed: Path | None, timer: StepTime) -> PromptTask:
+    def _train(self, learners: list[Learning], resumed: Path | None, timer: StepTime) -> PromptTask:
         with quiet():
-            loader, val = self.data.train_dataloader(), self.data.val_dataloader()
+            loader, val = self.data.train_dataloader(), self._held()
         low = min((learner.low for learner in learners), key=learners[0].tower.index)
-        stored = self._store(learners[0], low, "train")
-        stored_val = self._store(learners[0], low, "val") if stored is not None and val else None
+        held = self.kind.held(self.data)
+        stored = self._store(learners[0], low, "train", True)
+        stored_val = self._store(learners[0], low, held, False) if stored is not None and held else None
         if stored is not None:
             with quiet():
                 loader = StatefulDataLoader(stored, batch_sampler=loader.batch_sampler)
         if stored_val is not None:
-            val = torch.utils.data.DataLoader(stored_val, val.batch_size)  # type: ignore[union-attr]
+            val = torch.utils.data.DataLoader(stored_val, val.batch_size)
         objective = self.objective
         if isinstance(objective, Retrieve) and stored is not None and low == learners[0].tower.stages[-1]:
             objective = replace(objective, bank=stored.x)
@@ -351,6 +336,12 @@ class Run:
         """Training batches as for evaluation, in order: what starts from data read."""
         return torch.utils.data.DataLoader(self.data.pictures("train"), self.data.batch_size)
 
+    def _held(self) -> Any:
+        """Batches that measure training as it goes."""
+        if self.kind.held(self.data) == "train":
+            return self._batches()
+        return self.data.val_dataloader()
+
     def _trainer(self, timer: StepTime) -> L.Trainer:
         callbacks: list[Callback] = [timer]
         loggers: list[Any] = []
@@ -364,7 +355,7 @@ class Run:
             callbacks.append(RichProgressBar())
         if self.recipe.patience:
             name = f"val/{self.objective.headline}"
-            callbacks.append(EarlyStopping(name, patience=self.recipe.patience, mode="max"))
+            callbacks.append(EarlyStopping(name, patience=self.recipe.patience, mode=self.objective.better))
         index = [self.device.index or 0] if self.device.type == "cuda" else 1
         options: dict[str, Any] = {
             "accelerator": {"cuda": "gpu"}.get(self.device.type, self.device.type),
@@ -393,7 +384,7 @@ class Run:
         tuned = self._bind(learner, {"stopped": f"the loss was not finite at step {task.global_step}"})
         tuned.save(self.out / self.file_name)
 
-    def _bind(self, learner: Learner, train: dict[str, Any]) -> Tuned:
+    def _bind(self, learner: Learning, train: dict[str, Any]) -> Any:
         protocol = {
             **self.data.protocol(),
             "task": self.recipe.objective,
@@ -418,7 +409,7 @@ class Run:
             "train": train,
         }
         prompts: PromptSet = learner.export(about)
-        return Tuned(self.backbone, prompts, precision=self.precision)
+        return self.kind.bound(self.backbone, prompts, self.precision)
 
     def _selection(self, method: Method) -> str:
         """How the result was chosen among those that training passed through."""

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +18,7 @@ from vpt.encode import encode
 from vpt.methods.method import Fixed
 from vpt.objectives.classify import Classify
 from vpt.promptset import PromptSet
+from vpt.tasks.bound import Bound
 from vpt.tasks.device import autocast, resolve_device
 from vpt.tasks.learner import Learner, build_method
 from vpt.tasks.store import inputs_of
@@ -54,33 +54,14 @@ class Evaluation(NamedTuple):
     confusion: Tensor | None
 
 
-class Tuned:
+class Tuned(Bound):
     """What training leaves: rows (or a baseline's weights) and a head, or class names, on the backbone they were
     learned on."""
-
-    def __init__(self, backbone: Backbone, prompts: PromptSet, *, precision: str = "32-true") -> None:
-        self.backbone, self.prompts, self.precision = backbone, prompts, precision
-        self.device = backbone.image.device
-
-    @property
-    def rows(self) -> dict[Any, Tensor]:
-        """Rows by site, as ``vpt.encode`` takes them."""
-        return self.prompts.rows
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes."""
         return self.prompts.classes
-
-    @property
-    def metrics(self) -> list[dict[str, Any]]:
-        """What was measured: name, value, split, count and seed."""
-        return list(self.prompts.about.get("metrics") or [])
-
-    @property
-    def protocol(self) -> dict[str, Any]:
-        """How it was measured."""
-        return dict(self.prompts.about.get("protocol") or {})
 
     @cached_property
     def learner(self) -> Learner:
@@ -242,10 +223,6 @@ class Tuned:
         found = {name: float(value) for name, value in metrics.compute().items()}
         every, truth = torch.cat(scores), torch.cat(labels)
         return Evaluation(found, every, truth, keys, objective.confusion(every, truth))
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the prompt file (or the baseline's weights file)."""
-        return self.prompts.save(path)
 
 
 def load_prompts(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 from timm.data import create_transform
@@ -29,7 +29,10 @@ class Backbone:
     library: the distribution whose modules the towers call.
     tokenizer: makes the tokenizer when it is first needed (some are fetched from a hub); None without a text tower.
     scale, bias: of logits between pictures and texts, scale * cosine + bias.
+    draws: it is a diffusion pipeline, which draws pictures and has no features of them.
     """
+
+    draws: ClassVar[bool] = False
 
     name: str
     towers: dict[str, Tower]

@@ -21,8 +21,8 @@ from vpt.towers.families import Family
 __all__ = ["join_context", "open_context"]
 
 # what families call the width of the sequence that their network reads
-WIDTHS = ("cross_attention_dim", "joint_attention_dim", "caption_channels", "text_embed_dim", "text_dim")
-WIDTHS += ("cap_feat_dim",)
+WIDTHS: tuple[str, ...] = ("cross_attention_dim", "joint_attention_dim", "caption_channels", "text_embed_dim")
+WIDTHS += ("text_dim", "cap_feat_dim")
 SLOTS = {"positive": "", "negative": "negative_"}
 
 

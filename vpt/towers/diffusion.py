@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,11 +26,13 @@ from vpt.towers.backbone import Backbone
 from vpt.towers.context import join_context, open_context
 from vpt.towers.encoders import Reader, Vocabulary, open_encoder
 from vpt.towers.families import Family, family_of
+from vpt.towers.layered import cross_attentions, layered
 from vpt.towers.tokens import PLACEHOLDER
 
 __all__ = ["Diffusion", "open_pipeline"]
 
 ENCODERS = {"text": "", "text_2": "_2", "text_3": "_3"}  # of a pipeline's text_encoder, text_encoder_2, ..
+ASKED = {"num_inference_steps": 1, "guidance_scale": 1.0, "output_type": "latent", "return_dict": False}
 OWN = (
     "prompt",
     "negative",
@@ -53,6 +55,8 @@ class Diffusion(Backbone):
         "image" (the VAE's encoder, which gives the moments of latents) and "denoiser".
     """
 
+    draws: ClassVar[bool] = True
+
     pipe: Any = None
     family: Family = field(default_factory=lambda: Family(()))
     kind: str = ""
@@ -73,12 +77,6 @@ class Diffusion(Backbone):
         """The network that learns nothing: the U-Net or the transformer."""
         return self.towers["denoiser"].model
 
-    @property
-    def cross_attentions(self) -> list[str]:
-        """Names of the U-Net's cross-attentions; empty for a transformer."""
-        processors = getattr(self.denoiser, "attn_processors", {}) if hasattr(self.pipe, "unet") else {}
-        return [name for name in processors if name.endswith("attn2.processor")]
-
     def vectors(self, encoder: str, word: str) -> Tensor:
         """The frozen embeddings [n, width] of a word, as it stands within a sentence: where rows start."""
         tokenizer = self._tokenizer(encoder)
@@ -87,6 +85,16 @@ class Diffusion(Backbone):
         ids = torch.tensor(said[len(plain) :], device=self.towers[encoder].device)
         with torch.no_grad():
             return advance(self.towers[encoder], ids[None], {}, "embedded").x[0].float()
+
+    def length(self, encoder: str) -> float:
+        """The mean length of the encoder's word vectors; what learned rows are measured by."""
+        table = _table(self.towers[encoder].model)
+        return float(table.float().norm(dim=-1).mean())
+
+    @property
+    def cross_attentions(self) -> list[str]:
+        """Names of the U-Net's cross-attentions; empty for a transformer."""
+        return cross_attentions(self.denoiser)
 
     def _tokenizer(self, encoder: str) -> Any:
         return getattr(self.pipe, f"tokenizer{ENCODERS[encoder]}")
@@ -223,31 +231,39 @@ class Diffusion(Backbone):
         asked.set_progress_bar_config(disable=True)
         return asked, probe
 
-    def predict(self, latents: Tensor, t: Tensor, given: Mapping[str, Any], size: tuple[int, int]) -> Tensor:
+    def predict(
+        self,
+        latents: Tensor,
+        t: Tensor,
+        given: Mapping[str, Any],
+        size: tuple[int, int],
+        *,
+        network: Tower | None = None,
+        layers: int = 1,
+    ) -> Tensor:
         """The network's prediction for noisy latents, in the scheduler's terms, under autograd.
 
         latents: as the pipeline takes them.  t: timesteps [batch], in the scheduler's units.  given: of :meth:`embeds`,
-        not guided.  size: height and width of the pictures, in pixels.
+        not guided.  size: height and width of the pictures, in pixels.  network: a denoiser that learns, in place of
+        the frozen one.  layers: cross-attentions that have a context of their own, side by side in ``given`` (P+).
         """
         asked, probe = self._asked
+        part = "unet" if hasattr(asked, "unet") else "transformer"
+        learned = self.denoiser if network is None else network.model
+        if getattr(asked, part) is not learned:
+            setattr(asked, part, learned)
         probe.timesteps = t[None]
-        call = type(asked).__call__
-        takes = inspect.signature(call).parameters
-        more = {
-            "height": size[0],
-            "width": size[1],
-            "num_inference_steps": 1,
-            "guidance_scale": 1.0,
-            "num_frames": 1,
-        }
-        more |= {"output_type": "latent", "return_dict": False, **self.family.call}
-        call.__wrapped__(asked, **given, latents=latents, **{k: v for k, v in more.items() if k in takes})
+        call: Any = type(asked).__call__
+        more = {"height": size[0], "width": size[1], "num_frames": 1, **ASKED, **self.family.call}
+        more = {k: v for k, v in more.items() if k in inspect.signature(call).parameters}
+        with layered(learned, layers):
+            call.__wrapped__(asked, **given, latents=latents, **more)
         return probe.prediction
 
-    def latents(self, moments: Tensor) -> Tensor:
-        """Latents as the pipeline takes them, drawn from the moments that the image tower gives."""
+    def latents(self, moments: Tensor, *, drawn: bool = True) -> Tensor:
+        """Latents as the pipeline takes them, drawn from the moments that the image tower gives, or their mean."""
         mean, logvar = moments.chunk(2, dim=1) if self.towers["image"].traits["sampled"] else (moments, None)
-        if logvar is not None:
+        if drawn and logvar is not None:
             mean = mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * torch.randn_like(mean)
         return self.family.latents(self.pipe, mean)
 
@@ -350,15 +366,17 @@ def _vae(pipe: Any, family: Family) -> Tower:
     def encode(s: Stream) -> Stream:
         x = s.x[:, :, None] if family.video else s.x
         found = vae.encode(x.to(vae.dtype))
-        moments = (
-            found.latent_dist.parameters
-            if sampled
-            else getattr(found, "latents", getattr(found, "latent", None))
-        )
+        moments: Any = found.latent_dist.parameters if sampled else found[0]
         return Stream(moments.float(), stage=s.stage)
 
     tower = _closed("image", vae)
     return Tower(**{**vars(tower), "steps": (encode,), "traits": {"sampled": sampled}})
+
+
+def _table(model: Any) -> Tensor:
+    """The word vectors of an encoder."""
+    inner: Any = model["tower"] if isinstance(model, torch.nn.ModuleDict) else model
+    return inner.get_input_embeddings().weight.detach()
 
 
 def _closed(name: str, model: Any) -> Tower:

@@ -1,0 +1,115 @@
+"""What a run of the objective denoise refuses, trains, measures and hands over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from vpt.data.module import ImageData
+from vpt.methods.method import Method
+from vpt.objectives.denoise import Denoise, Schedule
+from vpt.objectives.objective import Objective
+from vpt.promptset import PromptSet
+from vpt.tasks.bound import Bound
+from vpt.tasks.device import autocast
+from vpt.tasks.diffusion import DiffusionLearner, Started
+from vpt.tasks.kinds import Kind
+from vpt.tasks.learning import Learning
+from vpt.tasks.measure import Numbers
+from vpt.tasks.pipeline import TunedPipeline
+from vpt.tasks.task import Recipe
+from vpt.tower import Tower
+from vpt.towers.backbone import Backbone
+from vpt.towers.diffusion import Diffusion
+
+__all__ = ["Noise", "measure_noise"]
+
+
+class Noise(Kind):
+    """Captions that pictures are drawn from."""
+
+    captioned = True
+
+    def check(self, name: str, method: Method, backbone: Backbone, recipe: Recipe) -> None:
+        if not isinstance(backbone, Diffusion):
+            raise ValueError(
+                f"{backbone.name} draws no pictures. For text to image give a diffusion pipeline, such as "
+                "diffusers/REPO_OR_FOLDER or starter/sd-mini."
+            )
+        with torch.no_grad(), torch.random.fork_rng():
+            rows = method(DiffusionLearner(method, backbone).context())
+        if strange := [str(site) for site in rows if site.tower not in {*backbone.encoders, "context"}]:
+            raise ValueError(
+                f"{name} writes to {strange[0]}, and a diffusion pipeline takes rows in its text encoders and its "
+                "context. Choose textual-inversion, p-plus or context."
+            )
+        if recipe.snr and backbone.prediction == "flow":
+            raise ValueError(
+                f"snr={recipe.snr} weighs noise schedules, and {backbone.name} matches flows. Set snr=0."
+            )
+        if recipe.optimizer == "direction" and not getattr(method, "directed", False):
+            raise ValueError(
+                f"optimizer=direction turns rows of fixed length, and {name} lets them grow. Give norm=fixed with the "
+                "method textual-inversion."
+            )
+
+    def held(self, data: ImageData) -> str:
+        """Without a val split the training pictures, under noises that are not trained on."""
+        return super().held(data) or "train"
+
+    def objective(self, backbone: Backbone, data: ImageData, recipe: Recipe) -> Objective:
+        assert isinstance(backbone, Diffusion)
+        shift = 1.0 if backbone.pipe.scheduler.config.get("use_dynamic_shifting") else None
+        schedule = Schedule(
+            backbone.prediction,  # type: ignore[arg-type]
+            backbone.alphas,
+            shift or float(backbone.pipe.scheduler.config.get("shift") or 1.0),
+            int(backbone.pipe.scheduler.config.get("num_train_timesteps") or 1000),
+        )
+        beside = frozenset(
+            i for i, item in enumerate(data.pictures("train").items) if item.key.startswith("class/")
+        )
+        train, held = data.captions("train"), data.captions(self.held(data))
+        return Denoise(schedule, train, held, recipe.snr, recipe.prior, beside, data.seed)
+
+    def learner(
+        self,
+        method: Method,
+        backbone: Backbone,
+        classes: Sequence[str],
+        towers: Mapping[str, Tower],
+        recipe: Recipe,
+    ) -> Learning:
+        assert isinstance(backbone, Diffusion)
+        return DiffusionLearner(method, backbone, remat=recipe.remat)
+
+    def bound(self, backbone: Backbone, prompts: PromptSet, precision: str) -> Bound:
+        assert isinstance(backbone, Diffusion)
+        return TunedPipeline(backbone, prompts, precision=precision)
+
+    def numbers(self, tuned: Any, learner: Learning, numbers: Numbers) -> dict[str, list[dict[str, Any]]]:
+        assert isinstance(learner, DiffusionLearner)
+        objective = self.objective(tuned.backbone, numbers.data, numbers.recipe)
+        return measure_noise(learner, objective, numbers, self.held(numbers.data))
+
+
+def measure_noise(
+    learner: DiffusionLearner, objective: Any, numbers: Numbers, split: str
+) -> dict[str, list[dict[str, Any]]]:
+    """The error under noises that were not trained on, with the rows as they are and as they started, on a split."""
+    data = numbers.data
+    loader = DataLoader(data.pictures(split), max(1, data.batch_size))
+    name = "val" if split == "val" else "held-out noise"
+    found: dict[str, list[dict[str, Any]]] = {}
+    for when, model in (("metrics", learner), ("before", Started(learner))):
+        metric = objective.metric().to(learner.tower.device)
+        with torch.inference_mode(), autocast(learner.tower.device, numbers.precision):
+            for batch in numbers.bar(f"measuring on {name}")(loader):
+                inputs = batch["image"].to(learner.tower.device)
+                objective.observe(metric, model, inputs, batch)
+        told = {"split": name, "count": data.protocol()["counts"][split], "seed": data.seed}
+        found[when] = [{"name": "loss", "value": float(metric.compute()), **told}]
+    return found

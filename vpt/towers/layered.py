@@ -1,0 +1,68 @@
+"""P+ (arXiv 2303.09522, section 3): every cross-attention of a U-Net reads a context of its own.
+
+The contexts lie side by side in one sequence; while the U-Net is asked, each cross-attention's processor, set through
+diffusers' public ``set_attn_processor``, hands on its own part. Afterwards the processors are those from before.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["cross_attentions", "layered"]
+
+
+def cross_attentions(network: Any) -> list[str]:
+    """Names of a U-Net's cross-attentions, in the order of ``attn_processors``: down, up, middle; [] for others."""
+    processors = getattr(network, "attn_processors", {}) if hasattr(network, "down_blocks") else {}
+    return [name for name in processors if name.endswith("attn2.processor")]
+
+
+class _Part:
+    """A processor that reads part ``number`` of ``count`` of the context."""
+
+    def __init__(self, inner: Any, number: int, count: int) -> None:
+        self.inner, self.number, self.count = inner, number, count
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        *args: Any,
+        **more: Any,
+    ) -> Tensor:
+        if encoder_hidden_states is not None:
+            encoder_hidden_states = encoder_hidden_states.chunk(self.count, dim=1)[self.number]
+        known = inspect.signature(self.inner.__call__).parameters
+        given = {k: v for k, v in more.items() if k in known}
+        return self.inner(attn, hidden_states, encoder_hidden_states, *args, **given)
+
+
+@contextmanager
+def layered(network: Any, count: int) -> Iterator[None]:
+    """While it is open, each of ``count`` cross-attentions reads its own part of the context. 1: nothing changes.
+
+    Raises ValueError for a network that is no U-Net, or has another number of cross-attentions.
+    """
+    if count == 1:
+        yield
+        return
+    names = cross_attentions(network)
+    if len(names) != count:
+        what = f"has {len(names)} cross-attentions" if names else "is no U-Net, so it has no cross-attentions"
+        raise ValueError(
+            f"these rows are {count} sets, one a cross-attention (P+), and {type(network).__name__} {what}. Use "
+            "textual-inversion, whose rows every layer reads."
+        )
+    before = dict(network.attn_processors)
+    parts = {name: _Part(before[name], i, count) for i, name in enumerate(names)}
+    network.set_attn_processor({**before, **parts})
+    try:
+        yield
+    finally:
+        network.set_attn_processor(before)
