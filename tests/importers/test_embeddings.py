@@ -199,8 +199,8 @@ def test_renegs_bare_tensors_are_a_whole_negative_context(tmp_path: Path, shape:
     assert list(found.rows) == [site]
     assert torch.equal(found.rows[site], held.view(shape[-2:]))
     assert found.about["method"] == {
-        "name": "reneg",
-        "options": {"length": shape[-2]},
+        "name": "context",
+        "options": {"length": shape[-2], "side": "negative"},
         "paper": "2412.19637",
     }
     assert "placeholders" not in found.about

@@ -89,6 +89,31 @@ def test_diffusers_loads_the_two_encoders_of_sdxl_one_by_one(tmp_path: Path) -> 
         assert torch.equal(encoder.get_input_embeddings().weight[ids], rows[key])
 
 
+def test_what_is_imported_says_the_same_as_what_diffusers_loads(tmp_path: Path) -> None:
+    """To the bit, both encoders and the pooled state: in one pipeline the vocabulary grew, in the other nothing did."""
+    from pipelines import sdxl
+
+    from vpt.towers.diffusion import open_pipeline
+
+    grown, backbone = sdxl(), open_pipeline(sdxl(), "diffusers/tiny")
+    widths = {name: tower.width for name, tower in backbone.towers.items()}
+    held = {"clip_l": torch.randn(2, widths["text"]), "clip_g": torch.randn(2, widths["text_2"])}
+    torch.save(held, tmp_path / "mug.pt")
+    for key, end in (("clip_l", ""), ("clip_g", "_2")):
+        part = {
+            "text_encoder": getattr(grown, f"text_encoder{end}"),
+            "tokenizer": getattr(grown, f"tokenizer{end}"),
+        }
+        grown.load_textual_inversion(held[key], token="<mug>", **part)
+    rows = read_embeddings(tmp_path / "mug.pt", encoders=widths).rows
+    found = backbone.embeds("a <mug> dog", rows, negative="")
+    wanted = grown.encode_prompt("a <mug> dog", device="cpu", negative_prompt="")
+    for key, value in zip(
+        ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds"), wanted, strict=False
+    ):
+        assert torch.equal(found[key], value)
+
+
 def test_the_layouts_key_by_key(tmp_path: Path) -> None:
     rows = {tower: torch.randn(2, width) for tower, width in WIDTHS.items() if tower != "context"}
     pair = {t: rows[t] for t in ("text", "text_2")}

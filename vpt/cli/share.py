@@ -135,9 +135,12 @@ def _import_embeddings(args: argparse.Namespace) -> None:
         encoders = {k: t.width for k, t in backbone.towers.items() if k.startswith("text") or k == "context"}
         label = backbone.label()
     prompts = read_embeddings(args.file, (args.name or "").strip("<>"), encoders=encoders)
-    if label:  # rows hold for every network whose towers are those that they are written to
-        written = {site.tower for site in prompts.rows}
+    written = {site.tower for site in prompts.rows}
+    if (
+        label and "context" not in written
+    ):  # rows hold for every network that has the encoders they are written to
         label["fingerprints"] = {k: v for k, v in label["fingerprints"].items() if k in written}
+    if label:
         prompts = replace(prompts, about=prompts.about | {"backbone": label})
     out = prompts.save(args.out)
     sites = ", ".join(f"{site} {tuple(rows.shape)}" for site, rows in prompts.rows.items())

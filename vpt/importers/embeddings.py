@@ -55,7 +55,7 @@ MADE_FOR = {
     (2304,): "Sana (Gemma-2-2B)",
     (4096,): "a pipeline with T5-XXL, such as PixArt",
 }
-PAPERS = {"textual-inversion": "2208.01618", "p-plus": "2303.09522", "reneg": "2412.19637"}
+PAPERS = {"textual-inversion": "2208.01618", "p-plus": "2303.09522", "context": "2412.19637"}
 WANTED = (
     "one tensor under a token, 'emb_params', 'string_to_param', 'clip_l' with 'clip_g' or 't5xxl', kohya's 16 keys "
     "'IN01' to 'OUT11', or a tensor alone"
@@ -110,7 +110,9 @@ def _context(path: File, held: Tensor, name: str, encoders: Mapping[str, int] | 
         )
     if "context" in (encoders or {}):
         _check_fit(path, {"context": rows}, encoders)
-    return PromptSet({NEGATIVE: rows}, about=_label(path, "reneg", len(rows), "AMD-AIG-AIMA/ReNeg"))
+    about = _label(path, "context", len(rows), "AMD-AIG-AIMA/ReNeg")
+    about["method"]["options"]["side"] = NEGATIVE.slot
+    return PromptSet({NEGATIVE: rows}, about=about)
 
 
 def _label(path: File, method: str, length: int, code: str, more: Mapping[str, Any] = {}) -> dict[str, Any]:
