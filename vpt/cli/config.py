@@ -30,7 +30,10 @@ SHORT = {
     **{k: f"data.{k}" for k in ("shots", "seed", "batch_size", "augment", "views", "workers")},
     **{k: f"data.{k}" for k in ("val", "test", "root", "subset")},
     **{k: f"task.{k}" for k in ("epochs", "lr", "weight_decay", "optimizer", "schedule", "warmup", "store")},
-    **{k: f"task.{k}" for k in ("general", "loss", "consistency", "chunk")},
+    **{k: f"task.{k}" for k in ("general", "loss", "consistency", "chunk", "snr", "prior", "ema", "remat")},
+    **{k: f"data.{k}" for k in ("sentences", "beside")},
+    "word": "method.word",
+    "quantize": "model.quantize",
 }
 MAIN = {"data": "path", "model": "name", "method": "name", "task": "objective"}  # what a plain string means
 
@@ -47,9 +50,23 @@ class Start(NamedTuple):
 STARTS = {
     "classify": Start("vpt-deep", "starter/vit-mini", {}, "labelled pictures"),
     "retrieve": Start("ivlp", "starter/clip-mini", {"captions": True}, "pictures with captions"),
+    "denoise": Start(
+        "textual-inversion", "starter/sd-mini", {"captions": True, "batch_size": 4}, "pictures of one thing"
+    ),
 }
-OTHER = " With --task retrieve, on pictures with captions, so that each is found by the other."
-PARTS = ("image", "text", "tokens", "classes", "scale")  # what a method takes of the backbone and the data
+NAMES = {"text-to-image": "denoise"}  # what people call an objective
+OTHER = (
+    " With --task retrieve, on pictures with captions, so that each is found by the other; with --task text-to-image, "
+    "on a few pictures of one thing, so that it can be drawn."
+)
+PARTS = (
+    "image",
+    "text",
+    "tokens",
+    "classes",
+    "scale",
+    "pipeline",
+)  # what a method takes of the backbone and the data
 OPEN = "trainer.trainer."  # what follows is Lightning's
 
 
@@ -111,7 +128,11 @@ def _read(argv: Sequence[str]) -> tuple[list[tuple[str, dict[str, Any]]], list[t
         if name == "config":
             files.append((value, sections(value)))
             continue
+        if name == "concept":  # its placeholder is the method's, and stands in the captions of the data
+            options += [("data.concept", value), ("method.concept", value)]
+            continue
         name = SHORT.get(name, name)
+        value = NAMES.get(value, value) if name == "task.objective" else value
         options.append((name, json.dumps(rates(value)).strip('"') if name == "task.lr" else value))
     return files, options, asked
 
@@ -184,11 +205,15 @@ def _parser(command: str, method: str, start: Start, help_asked: bool = False) -
     parser.add_argument(
         "--model.name",
         default=start.model,
-        help="timm/NAME[.TAG], open_clip/ARCH:WEIGHTS, hf/REPO or starter/NAME",
+        help="timm/NAME[.TAG], open_clip/ARCH:WEIGHTS, hf/REPO, diffusers/REPO or starter/NAME",
     )
     parser.add_argument("--model.pretrained", type=bool, default=True)
     parser.add_argument("--model.weights", type=str | None, default=None, help="a local checkpoint")
     parser.add_argument("--model.size", type=int | None, default=None, help="another picture size, in pixels")
+    parser.add_argument("--model.quantize", type=str | None, default=None, help="of a diffusion network")
+    parser.add_argument(
+        "--model.dtype", type=str, default="float32", help="of a diffusion pipeline's weights"
+    )
     parser.add_argument("--method.name", default=method, choices=list(METHODS))
     for section, thing in made.items():
         parser.add_class_arguments(

@@ -35,7 +35,10 @@ def run(command: str, argv: list[str]) -> None:
     kind = tuned.prompts.about["kind"]
     file = Path(machine.out) / f"{'baseline' if kind == 'baseline' else 'prompts'}.safetensors"
     print(f"{kind}: {file} ({file.stat().st_size / 1e3:.1f} kB)")
-    if recipe.objective == "retrieve":
+    if recipe.objective == "denoise":
+        slot = next(iter(tuned.prompts.about.get("placeholders") or {}), "a picture")
+        print(f"  vpt generate {file} 'a photo of {slot} in the rain'")
+    elif recipe.objective == "retrieve":
         print(f"  vpt index build PICTURES --prompts {file} --out INDEX")
         print(f"  vpt search INDEX 'WORDS' --prompts {file}")
     else:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -227,17 +227,22 @@ class Tuned(Bound):
 
 def load_prompts(
     path: str | os.PathLike[str], backbone: Backbone | None = None, *, device: str = "auto"
-) -> Tuned:
-    """Bind a prompt file to its backbone, loaded by the name in the file where none is given.
+) -> Any:
+    """Bind a prompt file to its backbone, loaded by the name in the file where none is given: a :class:`Tuned`, or a
+    ``TunedPipeline`` where the backbone draws pictures.
 
     Raises BadPromptFile for a damaged file, ValueError for another backbone, with both values.
     """
     prompts = PromptSet.load(path)
     if backbone is None:
         made = prompts.about.get("backbone") or {}
-        options = {k: made[k] for k in ("pretrained", "weights", "size") if k in made}
+        options = {k: made[k] for k in ("pretrained", "weights", "size", "quantize", "dtype") if k in made}
         backbone = load(made["name"], **options)
-    prompts.check(backbone.towers.values(), backbone.preprocessing)
+    prompts.check(backbone.towers.values(), None if backbone.draws else backbone.preprocessing)
     for tower in backbone.towers.values():
         tower.model.to(resolve_device(device))
+    if backbone.draws:
+        from vpt.tasks.pipeline import TunedPipeline  # diffusers takes seconds to import
+
+        return TunedPipeline(cast(Any, backbone), prompts)
     return Tuned(backbone, prompts)

@@ -1,4 +1,5 @@
-"""Names to backbones: ``timm/NAME[.TAG]``, ``open_clip/ARCH[:PRETRAINED]``, ``hf/REPO``, ``starter/NAME``."""
+"""Names to backbones: ``timm/NAME[.TAG]``, ``open_clip/ARCH[:PRETRAINED]``, ``hf/REPO``, ``diffusers/REPO``,
+``starter/NAME``."""
 
 from __future__ import annotations
 
@@ -27,24 +28,35 @@ def preprocessing_of(model: nn.Module, size: int | None = None) -> dict[str, Any
 
 
 def load(
-    name: str, *, pretrained: bool = True, weights: str | None = None, size: int | None = None
+    name: str,
+    *,
+    pretrained: bool = True,
+    weights: str | None = None,
+    size: int | None = None,
+    quantize: str | None = None,
+    dtype: str = "float32",
 ) -> Backbone:
     """Load a frozen backbone.
 
     name: ``timm/vit_small_patch16_224.augreg_in21k`` (any ``timm.create_model`` name; without "/" a name is
         taken for timm's), ``open_clip/ViT-B-16:openai``, ``hf/google/vit-base-patch16-224`` (a repository of
-        transformers' ViT, DINOv2, CLIP or SigLIP, or a folder), or ``starter/vit-mini`` and ``starter/clip-mini``,
-        which come with this package and need no network.
+        transformers' ViT, DINOv2, CLIP or SigLIP, or a folder), ``diffusers/REPO`` (a text-to-image pipeline, or a
+        folder), or ``starter/vit-mini`` and ``starter/clip-mini``, which come with this package and need no network.
     pretrained: False builds random weights.
     weights: a local checkpoint in place of the hub's (.safetensors, .pth, or .npz where timm reads them). Its
         classifier may have any number of classes, or be left out.
     size: another picture size in pixels, where the architecture allows it.
+    quantize, dtype: of a diffusion pipeline, see :mod:`vpt.towers.load_diffusion`.
     Raises ValueError for an unknown name, with the nearest that exist, and for weights or a size that do not
     fit; OSError where the hub cannot be reached.
     """
     family, _, rest = name.partition("/")
     if not rest:
         family, rest = "timm", name
+    if family != "diffusers" and (quantize or dtype != "float32"):
+        raise ValueError(
+            f"quantize and dtype are for diffusion pipelines, and {name} is none. Leave both out."
+        )
     if family == "starter":
         if rest not in {*STARTERS, *CLIP_STARTERS}:
             raise ValueError(f"no starter {rest!r}. There are {', '.join([*STARTERS, *CLIP_STARTERS])}.")
@@ -66,10 +78,14 @@ def load(
         from vpt.towers.load_hf import load_hf  # transformers takes seconds to import
 
         return load_hf(rest, pretrained, weights, size)
+    elif family == "diffusers":
+        from vpt.towers.load_diffusion import load_diffusion  # diffusers takes seconds to import
+
+        return load_diffusion(rest, pretrained, weights, size, quantize, dtype)
     else:
         raise ValueError(
-            f"unknown family {family!r} in {name!r}. Backbones are timm/NAME, open_clip/ARCH:WEIGHTS, hf/REPO or "
-            "starter/NAME."
+            f"unknown family {family!r} in {name!r}. Backbones are timm/NAME, open_clip/ARCH:WEIGHTS, hf/REPO, "
+            "diffusers/REPO or starter/NAME."
         )
     options = {k: v for k, v in (("weights", weights), ("size", size)) if v}
     if not pretrained:
