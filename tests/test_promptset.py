@@ -16,7 +16,16 @@ from torch import Tensor
 
 from vpt.header import BadPromptFile, read_header
 from vpt.prompt import Site
-from vpt.promptset import PromptSet, average, fingerprint, interpolate, join, write_atomically
+from vpt.promptset import (
+    PromptSet,
+    average,
+    fingerprint,
+    interpolate,
+    join,
+    renamed,
+    slerp,
+    write_atomically,
+)
 from vpt.tower import Tower
 from vpt.towers.vit import tiny
 
@@ -355,6 +364,61 @@ def test_rows_of_different_weights_of_a_tower_are_not_joined() -> None:
     other = a_set(1, backbone={"fingerprints": {"image": "0" * 16}})
     with pytest.raises(ValueError, match=f"different 'image' towers, {'f' * 16} and {'0' * 16}"):
         join(a_set(0), other)
+
+
+def test_a_join_knows_the_placeholders_of_both() -> None:
+    a, b = (
+        PromptSet({Site("text", "embedded", slot): torch.randn(1, 4)}, about={"placeholders": {slot: word}})
+        for slot, word in (("<my-mug>", "mug"), ("<my-cat>", "cat"))
+    )
+    assert join(a, b).about["placeholders"] == {"<my-mug>": "mug", "<my-cat>": "cat"}
+    assert "placeholders" not in join(a_set(0), a_set(1)).about
+
+
+@pytest.mark.parametrize("t", [0.0, 0.3, 0.5, 1.0])
+def test_rows_turn_on_the_sphere_with_constant_speed_and_their_length_goes_linearly(t: float) -> None:
+    a, b = a_set(0), a_set(1)
+    mixed = slerp(a, b, t)
+    for site, got in mixed.rows.items():
+        for x, y, row in zip(a.rows[site].double(), b.rows[site].double(), got.double(), strict=True):
+            omega = torch.arccos(x @ y / x.norm() / y.norm())
+            way = torch.sin((1 - t) * omega) * x / x.norm() + torch.sin(t * omega) * y / y.norm()
+            length = (1 - t) * x.norm() + t * y.norm()
+            assert torch.allclose(row, length * way / torch.sin(omega), atol=1e-6)
+            assert float(row.norm()) == pytest.approx(float(length), abs=1e-6)
+            turned = torch.arccos((x @ row / x.norm() / row.norm()).clamp(-1, 1))
+            assert float(turned) == pytest.approx(float(t * omega), abs=1e-3)
+    assert same(mixed.head, interpolate(a, b, t).head)
+    assert mixed.about["parents"] == [a.hash(), b.hash()]
+
+
+def test_both_ends_of_the_sphere_are_exact() -> None:
+    a, b = a_set(0), a_set(1)
+    assert same(slerp(a, b, 0).rows, a.rows)
+    assert same(slerp(a, b, 1).rows, b.rows)
+    assert all(torch.allclose(slerp(a, a, 0.3).rows[s], r, atol=1e-6) for s, r in a.rows.items())
+
+
+def test_rows_without_a_direction_are_interpolated_and_opposite_ones_have_no_way() -> None:
+    site = Site("text", "embedded", "<c>")
+    a, b = PromptSet({site: torch.tensor([[0.0, 0], [0, 2]])}), PromptSet({site: torch.ones(2, 2)})
+    assert torch.allclose(slerp(a, b, 0.25).rows[site][0], torch.tensor([0.25, 0.25]))
+    with pytest.raises(ValueError, match="text/embedded/<c> point in opposite directions"):
+        slerp(b, PromptSet({site: -torch.ones(2, 2)}), 0.5)
+
+
+def test_a_placeholder_gets_another_name() -> None:
+    mug, context = Site("text", "embedded", "<my-mug>"), Site("context", "embedded", "positive")
+    rows = {mug: torch.randn(1, 4), context: torch.randn(2, 4)}
+    s = PromptSet(rows, about={"placeholders": {"<my-mug>": "mug", "<cat>": "cat"}, "metrics": [1]})
+    cup = renamed(s, "<my-mug>", "<cup>")
+    assert same(cup.rows, {mug._replace(slot="<cup>"): rows[mug], context: rows[context]})
+    assert cup.about == {"placeholders": {"<cup>": "mug", "<cat>": "cat"}, "metrics": [1]}
+    assert s.about["placeholders"]["<my-mug>"] == "mug"  # the set given is as it was
+    with pytest.raises(ValueError, match="has no <dog>; its placeholders: <cat>, <my-mug>"):
+        renamed(s, "<dog>", "<cup>")
+    with pytest.raises(ValueError, match="two called <cat>"):
+        renamed(s, "<my-mug>", "<cat>")
 
 
 def test_written_names_what_a_set_does_to_one_tower():

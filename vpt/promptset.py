@@ -21,19 +21,33 @@ from vpt.header import BLANK, FORMAT, BadPromptFile, read_header, sealed
 from vpt.prompt import Site
 from vpt.tower import Tower
 
-__all__ = ["PromptSet", "average", "fingerprint", "interpolate", "join", "write_atomically"]
+__all__ = [
+    "PromptSet",
+    "average",
+    "fingerprint",
+    "interpolate",
+    "join",
+    "renamed",
+    "slerp",
+    "write_atomically",
+]
 
 
-def fingerprint(tower: Tower, preprocessing: Mapping[str, Any] | None = None) -> str:
+def fingerprint(tower: Tower, preprocessing: Mapping[str, Any] | None = None, *, states: bool = False) -> str:
     """16 hex digits that fix what a tower computes: its weights in step order, rounded to float16, its
-    traits, and for pictures the preprocessing. Names of tensors and the classifier do not count."""
+    traits, and for pictures the preprocessing. Names of tensors and the classifier do not count.
+
+    states: of its states alone, without what makes a feature of the last one; a text encoder that a CLIP and a
+    diffusion pipeline share has these in common.
+    """
     digest = hashlib.sha256()
-    tensors = tower.canonical() if tower.canonical is not None else tower.model.state_dict().values()
-    for t in tensors:
+    tensors = list(tower.canonical() if tower.canonical is not None else tower.model.state_dict().values())
+    for t in tensors[: len(tensors) - tower.ends] if states else tensors:
         flat = t.detach().flatten().cpu()
         digest.update(str(t.numel()).encode())
         digest.update((flat.half() if flat.is_floating_point() else flat).numpy().tobytes())
-    facts = {**tower.traits, **{k: _plain(v) for k, v in (preprocessing or {}).items()}}
+    traits = {k: v for k, v in tower.traits.items() if not (states and k == "pool")}
+    facts = {**traits, **{k: _plain(v) for k, v in (preprocessing or {}).items()}}
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
@@ -139,9 +153,21 @@ class PromptSet:
         return cls({s: rows[str(s)] for s in sites}, **parts, about=header.about)
 
     def check(self, towers: Iterable[Tower], preprocessing: Mapping[str, Any] | None = None) -> None:
-        """Refuse towers that these rows were not learned on; raises ValueError with both values."""
-        made = _fingerprints(self)
+        """Refuse towers that these rows were not learned on; raises ValueError with both values.
+
+        A word learned by rows of text towers alone needs these alone, and of them the states: one that search learned
+        can be drawn where the text encoder is shared, and the other way round.
+        """
         have = {tower.name: tower for tower in towers}
+        made = _fingerprints(self)
+        if self.about.get("placeholders") and not self.weights and not self.method:
+            kept = (self.about.get("backbone") or {}).get("states") or {}
+            written = {site.tower for site in self.rows}
+            shared = {
+                n for n in written & kept.keys() & have.keys() if fingerprint(have[n], states=True) == kept[n]
+            }
+            if "context" not in written:  # whose rows mean what the encoders' states do
+                made = {name: print_ for name, print_ in made.items() if name in written - shared}
         for name in {s.tower for s in self.rows} | made.keys():
             if name not in have:
                 raise ValueError(f"this prompt set needs a {name!r} tower; the backbone has {sorted(have)}.")
@@ -232,8 +258,54 @@ def interpolate(a: PromptSet, b: PromptSet, t: float) -> PromptSet:
     return _mix([a, b], [1 - t, t], "an interpolation")
 
 
+def slerp(a: PromptSet, b: PromptSet, t: float) -> PromptSet:
+    """From ``a`` to ``b`` on the sphere, t in [0, 1]: a row turns with constant speed, and its length goes linearly.
+
+    The mean of two directions is shorter than both, and an encoder reads a short row as a weaker one; here it keeps its
+    length. A row of length 0 has no direction, so it is interpolated, as heads and a method's own tensors are.
+    Raises ValueError like :func:`average`, and for rows that point in opposite directions, between which there is no
+    way of its own.
+    """
+    mixed = interpolate(a, b, t)
+    if t not in (0, 1):  # the ends are exact
+        mixed.rows.update({site: _turned(site, a.rows[site], b.rows[site], t) for site in a.rows})
+    return mixed
+
+
+def _turned(site: Site, a: Tensor, b: Tensor, t: float) -> Tensor:
+    """Rows [.., n, width] on the way from ``a`` to ``b``."""
+    x, y = a.double(), b.double()
+    lengths = x.norm(dim=-1, keepdim=True), y.norm(dim=-1, keepdim=True)
+    some = (lengths[0] > 0) & (lengths[1] > 0)
+    u, v = (torch.where(some, r / n, 0.0) for r, n in zip((x, y), lengths, strict=True))
+    # between nearly equal directions an arc cosine loses half its digits, this does not
+    angle = 2 * torch.atan2((u - v).norm(dim=-1, keepdim=True), (u + v).norm(dim=-1, keepdim=True))
+    if bool((some & (angle > torch.pi - 1e-6)).any()):
+        raise ValueError(f"rows at {site} point in opposite directions, so there is no way between them.")
+    turns = some & (angle > 1e-6)
+    sine = torch.where(turns, angle.sin(), 1.0)
+    way = ((1 - t) * angle).sin() / sine * u + (t * angle).sin() / sine * v
+    length = (1 - t) * lengths[0] + t * lengths[1]
+    return torch.where(turns, length * way, (1 - t) * x + t * y).to(a.dtype)
+
+
+def renamed(s: PromptSet, old: str, new: str) -> PromptSet:
+    """The set with the placeholder ``old``, such as "<my-mug>", called ``new``. Raises ValueError for one it lacks, and
+    for a name that it has already."""
+    words = dict(s.about.get("placeholders") or {})
+    slots = {site.slot for site in s.rows if site.slot.startswith("<")} | words.keys()
+    if old not in slots or (new in slots and new != old):
+        what = "has no" if old not in slots else f"would have two called {new}: it is there beside"
+        raise ValueError(
+            f"this prompt set {what} {old}; its placeholders: {', '.join(sorted(slots)) or 'none'}."
+        )
+    rows = {site._replace(slot=new) if site.slot == old else site: r for site, r in s.rows.items()}
+    said = {"placeholders": {new if k == old else k: v for k, v in words.items()}} if words else {}
+    return replace(s, rows=rows, about={**s.about, **said})
+
+
 def join(a: PromptSet, b: PromptSet) -> PromptSet:
-    """Both sets' rows; at one site the later wins. Head and label are those of ``b`` where it has them.
+    """Both sets' rows and placeholders; at one site the later wins. Head and label: those of ``b`` where it has them.
 
     Raises ValueError when they were learned on different weights of a tower.
     """
@@ -248,6 +320,8 @@ def join(a: PromptSet, b: PromptSet) -> PromptSet:
         about |= {k: a.about[k] for k in ("classes", "head") if k in a.about}
     if prints:
         about["backbone"] = {**about["backbone"], "fingerprints": prints}
+    if words := {**(a.about.get("placeholders") or {}), **(b.about.get("placeholders") or {})}:
+        about["placeholders"] = words
     return PromptSet(
         {**a.rows, **b.rows}, b.head or a.head, {**a.method, **b.method}, {**a.weights, **b.weights}, about
     )
