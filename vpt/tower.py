@@ -174,6 +174,7 @@ class Tower:
     logits: the network's own classifier, of the stream at "normed"; None where there is none.
     reopen: opens another module of the same kind (a copy that learns, a copy in bfloat16).
     canonical: the weights in step order, for the fingerprint; traits: what else fixes the function.
+    ends: how many of the last canonical weights only make features of the last state, such as a projection.
     closed: why no rows can enter the sequence; empty for an open tower.
     learns_from: lowest stage whose step holds weights that learn (baselines only).
     reads_rows: pooling reads the outputs of rows, so they stay alive to the end.
@@ -196,6 +197,7 @@ class Tower:
     reopen: Callable[[nn.Module], Tower] | None = None
     canonical: Callable[[], Iterable[Tensor]] | None = None
     traits: Mapping[str, Any] = field(default_factory=dict)
+    ends: int = 0
     closed: str = ""
     learns_from: str | None = None
     reads_rows: bool = False

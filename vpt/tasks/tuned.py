@@ -76,10 +76,13 @@ class Tuned(Bound):
             method.load_state_dict(prompts.method, strict=bool(prompts.method))
         else:
             words = {"pool": about.get("pool", "own"), "output": head.get("reads", "features")}
-            words |= {"named": True, **about["names"]} if "names" in about else {}
+            names = about.get("names")
+            if names is None and about.get("placeholders"):  # a word that a diffusion pipeline learned
+                names = {"sentence": "{}", "class_specific": False}
+            words |= {"named": True, **names} if names else {}
             method = Fixed(prompts.rows, **words)
         own = set(self.classes) <= set(about.get("trained_classes", self.classes))
-        captions = about.get("task") == "retrieve"
+        captions = about.get("task") in ("retrieve", "denoise")
         learner = Learner(method, self.backbone, self.classes or [""], own=own, captions=captions)
         if learner.head is not None and prompts.head:
             learner.head.load_state_dict(prompts.head)

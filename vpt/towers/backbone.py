@@ -88,8 +88,14 @@ class Backbone:
             n: fingerprint(t, self.preprocessing if n == "image" else None) for n, t in self.towers.items()
         }
 
+    @cached_property
+    def states(self) -> dict[str, str]:
+        """Fingerprints of the text towers' states, which a CLIP and a diffusion pipeline may have in common."""
+        texts = {n: t for n, t in self.towers.items() if t.name.startswith("text")}
+        return {n: fingerprint(t, states=True) for n, t in texts.items()}
+
     def label(self) -> dict[str, Any]:
         """What a prompt set says of its backbone: name, options, fingerprints, library versions."""
         libraries = {lib: version(lib) for lib in ("torch", self.library)}
-        prints = dict(self.fingerprints)
-        return {"name": self.name, **self.options, "fingerprints": prints, "libraries": libraries}
+        told = {"fingerprints": dict(self.fingerprints), "states": self.states}
+        return {"name": self.name, **self.options, **told, "libraries": libraries}

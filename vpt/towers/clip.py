@@ -261,6 +261,7 @@ def open_text(t: Any, name: str = "text") -> Tower:
         begin=lambda ids: Stream(ids, places={"end": _ends(t, ids)}),
         reopen=partial(open_text, name=name),
         canonical=lambda: in_order(t, TEXT_ORDER),
+        ends=sum(name.startswith("text_projection") for name in t.state_dict()),
         traits=_traits("clip-text", blocks, "class" if t.cls_emb is not None else t.pool_type)
         | {"causal": t.attn_mask is not None},
         reading=Reading(t.context_length, t.pad_id, causal=causal, cuts=causal),

@@ -349,6 +349,7 @@ def _text(m: Any, *, causal: bool) -> Tower:
         begin=begin,
         reopen=partial(_text, causal=causal),
         canonical=canonical,
+        ends=0 if projection is None else 1 if causal else len(list(projection.parameters())),
         traits=_traits(kind, config, pool) | {"causal": causal},
         reading=Reading(config.max_position_embeddings, config.pad_token_id, causal=causal, cuts=causal),
     )
