@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from vpt.methods.method import Seen
 from vpt.objectives.objective import Loss
 
 __all__ = ["Denoise", "Schedule"]
@@ -95,6 +94,9 @@ class Painter(Protocol):
     def paint(self, noisy: Tensor, t: Tensor, captions: Sequence[str]) -> Tensor:
         """What the network predicts for noisy latents at timesteps t [batch], told the captions."""
 
+    def seen(self, latents: Tensor, prediction: Tensor) -> Any:
+        """What a method's losses look at: the prediction is in the place of logits."""
+
 
 @dataclass(frozen=True)
 class Denoise:
@@ -131,7 +133,7 @@ class Denoise:
         """The mean over pictures, noises and timesteps."""
         return MeanMetric()
 
-    def step(self, model: Painter, inputs: Any, batch: Mapping[str, Any], epoch: int) -> tuple[Seen, Loss]:
+    def step(self, model: Painter, inputs: Any, batch: Mapping[str, Any], epoch: int) -> tuple[Any, Loss]:
         """The prediction in the place of logits, and its error."""
         x, numbers = model.latents(inputs), batch["index"].tolist()
         said = [self.captions[i][(epoch + i) % len(self.captions[i])] for i in numbers]
@@ -146,9 +148,9 @@ class Denoise:
             return (weights * _errors(prediction, target)).mean()
 
         predicted = model.paint(self.schedule.noisy(x, noise, t), t, said)
-        return Seen(x, logits=predicted), error
+        return model.seen(x, predicted), error
 
-    def more(self, seen: Seen) -> Mapping[str, Tensor]:
+    def more(self, seen: Any) -> Mapping[str, Tensor]:
         """Terms beside the method's own: none."""
         return {}
 

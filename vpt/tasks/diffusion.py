@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vpt.encode import encode
-from vpt.methods.method import Method
+from vpt.methods.method import Method, Seen
 from vpt.prompt import Rows, Site
 from vpt.tasks.learning import Learning
 from vpt.tower import Stream, Tower
@@ -57,6 +57,10 @@ class DiffusionLearner(Learning):
     def paint(self, noisy: Tensor, t: Tensor, captions: Sequence[str]) -> Tensor:
         """The network's prediction, under autograd up to the rows."""
         return self.told(self.method(self.context(len(noisy))), noisy, t, captions, self.towers[1])
+
+    def seen(self, latents: Tensor, prediction: Tensor) -> Seen:
+        """What the method's losses look at."""
+        return Seen(latents, logits=prediction)
 
     def told(
         self, rows: Rows, noisy: Tensor, t: Tensor, captions: Sequence[str], network: Tower | None
