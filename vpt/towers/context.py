@@ -20,24 +20,23 @@ from vpt.towers.families import Family
 
 __all__ = ["join_context", "open_context"]
 
-# what families call the width of the sequence that their network reads
-WIDTHS: tuple[str, ...] = ("cross_attention_dim", "joint_attention_dim", "caption_channels", "text_embed_dim")
-WIDTHS += ("text_dim", "cap_feat_dim")
+# what families call the width of the sequence that their network is given; where it is mapped to another first, that is
+# the cross_attention_dim
+WIDTHS = (
+    "caption_channels",
+    "joint_attention_dim",
+    "text_embed_dim",
+    "text_dim",
+    "cap_feat_dim",
+    "cross_attention_dim",
+)
 SLOTS = {"positive": "", "negative": "negative_"}
 
 
 def open_context(network: Any) -> Tower:
     """The tower of one step that a denoiser reads its conditioning from."""
     config = network.config
-    names = (
-        "cross_attention_dim",
-        "joint_attention_dim",
-        "caption_channels",
-        "text_embed_dim",
-        "text_dim",
-        "cap_feat_dim",
-    )
-    width = next((int(config[name]) for name in names if isinstance(config.get(name), int)), 0)
+    width = next((int(config[name]) for name in WIDTHS if isinstance(config.get(name), int)), 0)
     return Tower(
         "context",
         network,
@@ -75,8 +74,9 @@ def _joined(
     batch, length, n = len(x), x.shape[1], rows.shape[-2]
     if not fixed:
         x = torch.cat([x, x.new_zeros(batch, n, x.shape[2])], 1)
-        mask = None if mask is None else torch.cat([mask, mask.new_ones(batch, n)], 1)
         ends = torch.full((batch,), length, device=x.device)
+        if mask is not None:  # behind each sentence, not behind its padding
+            ends, mask = mask.long().sum(1), torch.cat([mask, mask.new_zeros(batch, n)], 1)
     elif n > length:
         raise ValueError(f"{n} rows for {site}, whose sequence has {length} places. Learn fewer rows.")
     elif mask is None:

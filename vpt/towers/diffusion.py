@@ -26,7 +26,9 @@ from vpt.towers.backbone import Backbone
 from vpt.towers.context import join_context, open_context
 from vpt.towers.encoders import Reader, Vocabulary, open_encoder
 from vpt.towers.families import Family, family_of
+from vpt.towers.frozen import forgetful
 from vpt.towers.layered import cross_attentions, layered
+from vpt.towers.probe import Probe
 from vpt.towers.tokens import PLACEHOLDER
 
 __all__ = ["Diffusion", "open_pipeline"]
@@ -138,6 +140,13 @@ class Diffusion(Backbone):
         sets = max((len(r) for s, r in rows.items() if r.ndim == 3 and s.tower in self.encoders), default=1)
         asked, readers = self._readers(pipe, rows)
         if self.family.twice:
+            if against is None and self.family.against is not None:
+                against = [self.family.against] * len(prompts)
+            elif (
+                against is not None
+                and "negative_prompt_embeds" not in inspect.signature(type(pipe).__call__).parameters
+            ):
+                raise ValueError(f"{type(pipe).__name__} takes no negative prompt. Leave it out.")
             given = self._encoded(asked, readers, prompts * sets, None, words or {}, False)
             if guided and against is not None:
                 more = self._encoded(asked, readers, against * sets, None, words or {}, False)
@@ -151,7 +160,11 @@ class Diffusion(Backbone):
                 k: _side_by_side(v, sets) if k.endswith("prompt_embeds") else v[: len(prompts)]
                 for k, v in given.items()
             }
-        return join_context(self.towers["context"], self.family, given, rows)
+        given = join_context(self.towers["context"], self.family, given, rows)
+        takes = inspect.signature(type(pipe).__call__).parameters
+        if "negative_prompt_embeds" in given and getattr(takes.get("negative_prompt"), "default", None) == "":
+            given["negative_prompt"] = None  # the empty one of PixArt and Sana would be a second one
+        return given
 
     def _refuse_unknown(self, texts: Iterable[str], rows: Rows, words: Mapping[str, str]) -> None:
         known = {site.slot for site in rows} | words.keys()
@@ -226,7 +239,7 @@ class Diffusion(Backbone):
     def _asked(self) -> tuple[Any, Any]:
         """A copy of the pipeline whose scheduler keeps what the network predicts."""
         asked = copy.copy(self.pipe)
-        probe = _Probe(self.pipe.scheduler)
+        probe = Probe(self.pipe.scheduler)
         asked.scheduler = probe
         asked.set_progress_bar_config(disable=True)
         return asked, probe
@@ -254,11 +267,19 @@ class Diffusion(Backbone):
             setattr(asked, part, learned)
         probe.timesteps = t[None]
         call: Any = type(asked).__call__
-        more = {"height": size[0], "width": size[1], "num_frames": 1, **ASKED, **self.family.call}
+        more = {
+            "height": size[0],
+            "width": size[1],
+            "num_frames": 1,
+            "use_resolution_binning": False,
+            **ASKED,
+            **self.family.call,
+        }
         more = {k: v for k, v in more.items() if k in inspect.signature(call).parameters}
-        with layered(learned, layers):
+        with layered(learned, layers), forgetful(learned):
             call.__wrapped__(asked, **given, latents=latents, **more)
-        return probe.prediction
+        found = probe.prediction  # FLUX.2 packs latents within its call
+        return found if found.shape == latents.shape else found.transpose(1, 2).reshape(latents.shape)
 
     def latents(self, moments: Tensor, *, drawn: bool = True) -> Tensor:
         """Latents as the pipeline takes them, drawn from the moments that the image tower gives, or their mean."""
@@ -285,34 +306,6 @@ class Diffusion(Backbone):
         flow = "FlowMatch" in type(self.pipe.scheduler).__name__ or config.get("use_flow_sigmas")
         kind = config.get("prediction_type", "epsilon")
         return "flow" if flow or kind == "flow_prediction" else kind
-
-
-class _Probe:
-    """A scheduler of one step at given timesteps, which keeps the prediction."""
-
-    order = 1
-    init_noise_sigma = 1.0
-
-    def __init__(self, scheduler: Any) -> None:
-        self.scheduler, self.timesteps, self.prediction = scheduler, torch.empty(0), torch.empty(0)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.__dict__["scheduler"], name)
-
-    def set_timesteps(self, *args: Any, timesteps: Any = None, sigmas: Any = None, **more: Any) -> None:
-        """Those given stay."""
-
-    def set_begin_index(self, begin: int = 0) -> None:
-        """There is one step."""
-
-    def scale_model_input(self, sample: Tensor, *_: Any) -> Tensor:
-        return sample
-
-    def step(self, prediction: Tensor, t: Tensor, sample: Tensor, *_: Any, **more: Any) -> tuple[Tensor]:
-        self.prediction = prediction
-        return (sample,)
 
 
 def _side_by_side(x: Tensor, sets: int) -> Tensor:
@@ -355,8 +348,16 @@ def open_pipeline(
 
 def _size(pipe: Any, network: Any) -> int:
     """Side of the pictures that the network was trained on, in pixels."""
-    side = getattr(network.config, "sample_size", None) or pipe.default_sample_size
-    return int(side if isinstance(side, int) else side[0]) * pipe.vae_scale_factor
+    config = network.config
+    side = (
+        config.get("sample_size") or config.get("sample_height") or getattr(pipe, "default_sample_size", None)
+    )
+    if side is None:  # these families say it in pixels
+        return inspect.signature(type(pipe).__call__).parameters["height"].default or 1024
+    scale = (
+        pipe.vae_scale_factor_spatial if hasattr(pipe, "vae_scale_factor_spatial") else pipe.vae_scale_factor
+    )
+    return int(side if isinstance(side, int) else side[0]) * scale
 
 
 def _vae(pipe: Any, family: Family) -> Tower:

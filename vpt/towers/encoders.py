@@ -16,7 +16,9 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Regex, normalizers
+from tokenizers.pre_tokenizers import Metaspace, WhitespaceSplit
+from tokenizers.pre_tokenizers import Sequence as Sequence_
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -77,6 +79,7 @@ class Vocabulary:
         """A copy of ``tokenizer`` with a token for every row of every placeholder, which takes the blank before it."""
         grown = copy.deepcopy(tokenizer)
         inner = getattr(grown, "tokenizer", grown)
+        _joins(getattr(inner, "backend_tokenizer", None))
         ids: dict[int, tuple[str, int]] = {}
         for slot, n in rows.items():
             for i, token in enumerate(_spelt(slot, n)):
@@ -93,6 +96,17 @@ class Vocabulary:
             return "".join(_spelt(slot, self.rows[slot])) if slot in self.rows else words.get(slot, found[0])
 
         return PLACEHOLDER.sub(said, text)
+
+
+def _joins(backend: Any) -> None:
+    """T5 begins a word at every stretch of text, so also at a comma behind a placeholder; here at blanks alone."""
+    split = getattr(backend, "pre_tokenizer", None)
+    if not isinstance(split, Sequence_) or not isinstance(split[0], WhitespaceSplit):
+        return  # others begin words at blanks as it is
+    blanks = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip(left=False)]
+    own = [backend.normalizer] if backend.normalizer is not None else []
+    backend.normalizer = normalizers.Sequence([*own, *blanks])
+    backend.pre_tokenizer = Metaspace(split[1].replacement, "first")
 
 
 def _spelt(slot: str, n: int) -> list[str]:
