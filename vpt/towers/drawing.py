@@ -44,7 +44,7 @@ class _Cut:
             if left >= last:
                 prediction, sample = prediction.detach(), sample.detach()
             found = scheduler.step(prediction, t, sample, *args, **more)
-            torch.set_grad_enabled(0 < last and left <= last)
+            torch.set_grad_enabled(last > 0 and left <= last)
             return found
 
         self.step = step
