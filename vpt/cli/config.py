@@ -51,7 +51,10 @@ STARTS = {
     "classify": Start("vpt-deep", "starter/vit-mini", {}, "labelled pictures"),
     "retrieve": Start("ivlp", "starter/clip-mini", {"captions": True}, "pictures with captions"),
     "denoise": Start(
-        "textual-inversion", "starter/sd-mini", {"captions": True, "batch_size": 4}, "pictures of one thing"
+        "textual-inversion",
+        "diffusers/stable-diffusion-v1-5/stable-diffusion-v1-5",
+        {"captions": True, "batch_size": 4},
+        "pictures of one thing",
     ),
 }
 NAMES = {"text-to-image": "denoise"}  # what people call an objective
