@@ -7,12 +7,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from pipelines import shared
 
 from vpt.methods import METHODS, method_class, methods
 from vpt.methods.method import Method, linear_head
 from vpt.prompt import Context
 from vpt.tasks.learner import build_method
 from vpt.towers.backbone import Backbone
+from vpt.towers.diffusion import open_pipeline
 from vpt.towers.vit import tiny
 
 
@@ -23,7 +25,10 @@ def test_every_method_is_built_from_its_entry(
     entry = METHODS[name]
     takes = inspect.signature(method_class(name)).parameters
     two = bool({"text", "tokens"} & takes.keys()) or method_class(name).named
-    backbone = tiny_clip if two else Backbone("tiny", {"image": tiny()}, {}, "timm")
+    if "pipeline" in takes:
+        backbone = open_pipeline(shared("sd"), "diffusers/tiny")
+    else:
+        backbone = tiny_clip if two else Backbone("tiny", {"image": tiny()}, {}, "timm")
     made = build_method(name, backbone, needed(name))
     assert isinstance(made, Method)
     sites = [str(site) for site in made(Context(2, {"image": torch.zeros(2, backbone.image.out)}))]
@@ -42,7 +47,7 @@ def test_every_method_is_built_from_its_entry(
     module = sys.modules[type(made).__module__].__doc__ or ""
     assert entry.paper in module, "the paper's id stands on top of the file"
     options = inspect.signature(type(made).__init__).parameters.values()
-    parts = {"self", "image", "text", "tokens", "classes", "scale"}
+    parts = {"self", "image", "text", "tokens", "classes", "scale", "pipeline"}
     assert all(p.kind is p.KEYWORD_ONLY for p in options if p.name not in parts)
 
 

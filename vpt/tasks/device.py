@@ -28,6 +28,8 @@ class Machine:
     device: auto, cpu, cuda, cuda:N, mps.  precision: auto, float32, bf16.
     progress: show bars and what was found.  resume: go on where a killed run in ``out`` stopped.
     cache: folder where static parts of pictures (features of a tower without rows) are kept for other runs too.
+    sample_every: epochs between pictures that text to image draws in ``out``/samples, 0 for none.  sample_prompts: what
+        they show; by default two sentences with the placeholder.
     checkpoint_every: steps between checkpoints.  trainer: further options of Lightning's Trainer (devices, strategy).
     """
 
@@ -38,7 +40,16 @@ class Machine:
     resume: bool = True
     cache: str | None = None
     checkpoint_every: int = 50
+    sample_every: int = 0
+    sample_prompts: tuple[str, ...] = ()
     trainer: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.sample_every < 0 or (self.sample_every and self.out is None):
+            raise ValueError(
+                f"sample_every={self.sample_every} draws into the folder of the run, out={self.out}. Give 0 or more, "
+                "and a folder."
+            )
 
 
 def resolve_device(device: str) -> torch.device:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning.pytorch.callbacks import Callback
+
 from vpt.data.module import ImageData
 from vpt.methods.method import Method
 from vpt.objectives.classify import Classify
 from vpt.objectives.objective import Objective
 from vpt.promptset import PromptSet
 from vpt.tasks.bound import Bound
+from vpt.tasks.device import Machine
 from vpt.tasks.learner import Learner
 from vpt.tasks.learning import Learning
 from vpt.tasks.measure import Numbers
@@ -27,9 +30,12 @@ class Kind:
     """Classes of labelled pictures; the others say what they do otherwise.
 
     captioned: the pictures have captions in place of labels.  held: the split that measures training as it goes.
+    data: what is trained on.  methods_of: another objective, whose methods it takes too.
     """
 
     captioned = False
+    data: type[Any] = ImageData
+    methods_of = ""
 
     def check(self, name: str, method: Method, backbone: Backbone, recipe: Recipe) -> None:
         """Refuse what cannot be trained so; raises ValueError, before data are read."""
@@ -37,6 +43,10 @@ class Kind:
             raise ValueError(
                 f"{backbone.name} draws pictures, and the objective {recipe.objective} needs features of them. Use "
                 "--task text-to-image, or a timm, open_clip, hf or starter backbone."
+            )
+        if recipe.ema and type(method).after_epoch is not Method.after_epoch:
+            raise ValueError(
+                f"ema={recipe.ema} would undo what {name} does with its rows after every epoch. Set ema=0."
             )
 
     def held(self, data: ImageData) -> str:
@@ -67,6 +77,18 @@ class Kind:
             chunk=recipe.chunk,
         )
 
+    def callbacks(self, machine: Machine, precision: str) -> list[Callback]:
+        """What watches training. Raises ValueError for what the machine asks of it and it cannot do."""
+        if machine.sample_every:
+            raise ValueError(
+                f"sample_every={machine.sample_every} draws pictures, which only text to image does. Leave it out."
+            )
+        return []
+
+    def search(self, learner: Learning, run: Any) -> Any:
+        """Training without gradients, by the optimizer cma, which a recipe has for rewards only."""
+        raise NotImplementedError
+
     def bound(self, backbone: Backbone, prompts: PromptSet, precision: str) -> Bound:
         """What is handed to the user."""
         return Tuned(backbone, prompts, precision=precision)
@@ -95,4 +117,8 @@ def kind_of(objective: str) -> Kind:
         from vpt.tasks.noise import Noise  # diffusers takes seconds to import
 
         return Noise()
+    if objective == "reward":
+        from vpt.tasks.reward import Rewarded
+
+        return Rewarded()
     return {"classify": Kind, "retrieve": Pairs}[objective]()

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
 from vpt.data.module import ImageData
 from vpt.methods.method import Method
 from vpt.objectives.denoise import Denoise, Schedule
 from vpt.objectives.objective import Objective
+from vpt.prompt import Context
 from vpt.promptset import PromptSet
 from vpt.tasks.bound import Bound
-from vpt.tasks.device import autocast
+from vpt.tasks.device import Machine, autocast
 from vpt.tasks.diffusion import DiffusionLearner, Started
 from vpt.tasks.kinds import Kind
 from vpt.tasks.learning import Learning
 from vpt.tasks.measure import Numbers
 from vpt.tasks.pipeline import TunedPipeline
+from vpt.tasks.samples import Samples
 from vpt.tasks.task import Recipe
+from vpt.tasks.watch import Inflation, told, warn_unchanged
 from vpt.tower import Tower
 from vpt.towers.backbone import Backbone
 from vpt.towers.diffusion import Diffusion
@@ -37,10 +42,10 @@ class Noise(Kind):
         if not isinstance(backbone, Diffusion):
             raise ValueError(
                 f"{backbone.name} draws no pictures. For text to image give a diffusion pipeline, such as "
-                "diffusers/REPO_OR_FOLDER or starter/sd-mini."
+                "diffusers/REPO_OR_FOLDER."
             )
         with torch.no_grad(), torch.random.fork_rng():
-            rows = method(DiffusionLearner(method, backbone).context())
+            rows = method(Context(1))
         if strange := [str(site) for site in rows if site.tower not in {*backbone.encoders, "context"}]:
             raise ValueError(
                 f"{name} writes to {strange[0]}, and a diffusion pipeline takes rows in its text encoders and its "
@@ -86,6 +91,13 @@ class Noise(Kind):
         assert isinstance(backbone, Diffusion)
         return DiffusionLearner(method, backbone, remat=recipe.remat)
 
+    def callbacks(self, machine: Machine, precision: str) -> list[Callback]:
+        watching: list[Callback] = [Inflation()]
+        if machine.sample_every and machine.out is not None:
+            folder = Path(machine.out) / "samples"
+            watching.append(Samples(folder, machine.sample_every, machine.sample_prompts, precision))
+        return watching
+
     def bound(self, backbone: Backbone, prompts: PromptSet, precision: str) -> Bound:
         assert isinstance(backbone, Diffusion)
         return TunedPipeline(backbone, prompts, precision=precision)
@@ -93,7 +105,11 @@ class Noise(Kind):
     def numbers(self, tuned: Any, learner: Learning, numbers: Numbers) -> dict[str, list[dict[str, Any]]]:
         assert isinstance(learner, DiffusionLearner)
         objective = self.objective(tuned.backbone, numbers.data, numbers.recipe)
-        return measure_noise(learner, objective, numbers, self.held(numbers.data))
+        found = measure_noise(learner, objective, numbers, self.held(numbers.data))
+        now = told(learner)
+        tuned.prompts.about["train"] |= now
+        warn_unchanged(now, found)
+        return found
 
 
 def measure_noise(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from vpt.data.module import ImageData
 from vpt.methods.method import Method
 from vpt.objectives.captions import Captions
@@ -29,8 +31,13 @@ def plainly(backbone: Backbone, precision: str = "32-true") -> Tuned:
     return Tuned(backbone, PromptSet(about=about), precision=precision)
 
 
-def check_kind(data: ImageData, recipe: Recipe, captioned: bool) -> None:
-    """Refuse data of the other kind; raises ValueError."""
+def check_kind(data: Any, recipe: Recipe, captioned: bool, kind: type[Any] = ImageData) -> None:
+    """Refuse data of another kind; raises ValueError."""
+    if not isinstance(data, kind):
+        raise ValueError(
+            f"the objective {recipe.objective} needs {kind.__name__}, and these are {type(data).__name__}: a reward is "
+            "trained on prompts, other objectives on pictures."
+        )
     if captioned != data.captioned:
         raise ValueError(
             f"the objective {recipe.objective} needs data with {'captions' if captioned else 'labels'}. Give captions="

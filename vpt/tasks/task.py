@@ -20,6 +20,7 @@ from vpt.attention import fastest_for
 from vpt.encode import advance
 from vpt.methods.method import Batches
 from vpt.objectives.objective import Objective
+from vpt.tasks.average import Average
 from vpt.tasks.direction import Direction
 from vpt.tasks.learning import Learning
 from vpt.tasks.schedule import schedule
@@ -28,17 +29,20 @@ from vpt.tower import Stream
 
 __all__ = ["Diverged", "PromptTask", "Recipe"]
 
+SIGMA = 0.3  # cma's first step, a third of the range where a solution is looked for (its own advice)
+
 
 @dataclass(frozen=True)
 class Recipe:
     """How a method is trained.
 
     objective: what the rows are trained for: to "classify" labelled pictures, to "retrieve" pictures by their captions,
-        or to "denoise" pictures from their captions (text to image).
+        to "denoise" pictures from their captions (text to image), or for a "reward" of what is drawn of prompts.
     epochs: passes over the training pictures.  lr: learning rates to try, side by side; empty: the method's own.
     head_lr: rate of the head where it is not that of the rows, which few pictures often want higher.
     per_256: VPT's rule, the rate used is lr * batch size / 256.
-    optimizer: "adamw", "sgd" (momentum 0.9), or "direction", which turns rows of fixed length (vpt.tasks.direction).
+    optimizer: "adamw", "sgd" (momentum 0.9), "direction", which turns rows of fixed length (vpt.tasks.direction), or
+        "cma", for rewards without gradients (vpt.tasks.evolve).
     weight_decay: on rows and matrices; None: the method's own.
     schedule: see vpt.tasks.schedule.  warmup: epochs.
     head: start of the linear head, at 0 or as the method published it (VPT: random, bias -log 99).
@@ -54,14 +58,19 @@ class Recipe:
     Of denoise: snr, gamma of min-SNR weighting (5 is usual), 0 for none.  prior: weight of pictures that show the
         class and not the concept.  ema: decay of the running average of what learns, which is what is kept; 0: none.
         remat: the frozen network keeps fewer activations and computes them anew in backward.
+    Of reward: reward, "clip-text" (likeness to the prompt), "clip-text:WORDS", "clip-image:FILE", or a callable by its
+        path, "module:name" (vpt.tasks.judge).  judge: the backbone whose features say likeness.
+        inference_steps: of drawing.  last: of these, under autograd.  guidance: 0 is the pipeline's own.
+        near: weight of staying near the rows' start.  population, dimension: of optimizer cma, candidates a
+        generation (epochs are generations) and numbers searched; 0: cma's choice, and all of up to 256, else 64.
     """
 
-    objective: Literal["classify", "retrieve", "denoise"] = "classify"
+    objective: Literal["classify", "retrieve", "denoise", "reward"] = "classify"
     epochs: int = 20
     lr: tuple[float, ...] | Literal["search"] = ()
     head_lr: float | None = None
     per_256: bool = False
-    optimizer: Literal["adamw", "sgd", "direction"] = "adamw"
+    optimizer: Literal["adamw", "sgd", "direction", "cma"] = "adamw"
     weight_decay: float | None = None
     schedule: Literal["cosine", "constant", "vpt", "pixel", "coop"] = "cosine"
     warmup: float = 1.0
@@ -80,6 +89,14 @@ class Recipe:
     prior: float = 1.0
     ema: float = 0.0
     remat: bool = False
+    reward: str = "clip-text"
+    judge: str = "starter/clip-mini"
+    inference_steps: int = 20
+    last: int = 1
+    guidance: float = 0.0
+    near: float = 0.0
+    population: int = 0
+    dimension: int = 0
 
     def __post_init__(self) -> None:
         if self.head_lr is not None and not self.head_lr > 0:
@@ -87,9 +104,21 @@ class Recipe:
                 f"head_lr is {self.head_lr}, wanted a positive rate, or none for that of the rows."
             )
         none = ("warmup", "mixup", "clip", "patience", "chunk", "captions", "consistency", "snr", "prior")
-        for name, low in (("epochs", 1), *((name, 0) for name in none)):
+        lows = {**dict.fromkeys(none, 0), "epochs": 1, "inference_steps": 1, "last": 1}
+        lows |= dict.fromkeys(("guidance", "near", "population", "dimension"), 0)
+        for name, low in lows.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)}, wanted at least {low}.")
+        if self.optimizer == "cma" and (
+            self.objective != "reward" or self.lr == "search" or len(self.lr) > 1
+        ):
+            raise ValueError(
+                f"optimizer=cma is for the objective reward and one lr, not for {self.objective} and lr={self.lr}."
+            )
+        if self.population == 1:
+            raise ValueError(
+                "population is 1, wanted at least 2 candidates a generation, or 0 for cma's choice."
+            )
         if self.lr != "search" and any(not lr > 0 for lr in self.lr):
             raise ValueError(f"learning rates are positive, got {self.lr}.")
         for name in ("smoothing", "ema"):
@@ -100,7 +129,7 @@ class Recipe:
         """The learning rates to train: as asked, the method's own, or five around it, a factor of about three apart."""
         if self.lr == "search":
             return tuple(float(f"{own * factor:.3g}") for factor in (0.1, 0.3, 1, 3, 10))
-        return tuple(map(float, self.lr)) or (own,)
+        return tuple(map(float, self.lr)) or (SIGMA if self.optimizer == "cma" else own,)
 
 
 class Diverged(RuntimeError):
@@ -146,6 +175,7 @@ class PromptTask(L.LightningModule):
         self.diverged: dict[int, int] = {}  # learner -> the step at which its loss was not finite
         self.good = [_copy(learner.learned()) for learner in learners]
         self.history: list[dict[str, float]] = []
+        self.average: Average | None = None
         self.mixup = MixUp(alpha=recipe.mixup, num_classes=len(objective.classes)) if recipe.mixup else None
 
     def learner(self, k: int) -> Learning:
@@ -163,6 +193,29 @@ class PromptTask(L.LightningModule):
                 learner.method.start(learner.tower, self._on_device, learner.head)
         if stage == "fit":
             self.good = [_copy(self.learner(k).learned()) for k in range(len(self.learners))]
+            if self.recipe.ema:
+                self.average = Average([self.learner(k) for k in range(len(self.learners))], self.recipe.ema)
+
+    def optimizer_step(self, *args: Any, **more: Any) -> None:
+        super().optimizer_step(*args, **more)
+        if self.average is not None:  # here: a checkpoint is written before the hook behind the batch
+            self.average.update()
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """While it is open, the learners are what is kept in the end: their averages, where the recipe has some."""
+        return nullcontext() if self.average is None else self.average.shown()
+
+    def on_validation_start(self) -> None:
+        if self.average is not None:
+            self.average.swap()
+
+    def on_validation_end(self) -> None:
+        if self.average is not None:
+            self.average.swap()
+
+    def on_fit_end(self) -> None:
+        if self.average is not None:
+            self.average.swap()
 
     def _on_device(self) -> Any:
         device = self.trainer.strategy.root_device
@@ -215,7 +268,7 @@ class PromptTask(L.LightningModule):
                 learner.method.after_epoch(
                     self.current_epoch + 1, self.recipe.epochs, learner.tower, self._on_device, learner.head
                 )
-                self.good[k] = _copy(learner.learned())
+                self.good[k] = _copy(self.average.kept[k] if self.average else learner.learned())
 
     def validation_step(self, batch: dict[str, Any], _: int) -> None:
         inputs = inputs_of(batch, self.frames[1])
@@ -277,6 +330,8 @@ class PromptTask(L.LightningModule):
             for name, t in self.learner(k).learned().items()
         }
         checkpoint["vpt"] = {"diverged": self.diverged, "good": self.good, "history": self.history}
+        if self.average is not None:
+            checkpoint["vpt"]["average"] = self.average.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         want = {f"learners.{k}.{n}" for k in range(len(self.learners)) for n in self.learner(k).learned()}
@@ -287,6 +342,8 @@ class PromptTask(L.LightningModule):
             )
         kept = checkpoint["vpt"]
         self.diverged, self.good, self.history = kept["diverged"], kept["good"], kept["history"]
+        if self.average is not None:
+            self.average.load(kept["average"])
 
     def best(self) -> tuple[int, str]:
         """Which learner wins on val by its last epoch (ties: the smaller rate), and a sentence that says why."""

@@ -50,9 +50,11 @@ def tune(backbone: Backbone | str, data: ImageData | str, method: str = "vpt-dee
     """
     backbone = load(backbone) if isinstance(backbone, str) else backbone
     rooms: dict[str, dict[str, Any]] = {"data": {}, "method": {}, "recipe": {}, "machine": {}}
+    only = METHODS[method].only if method in METHODS else ""
+    kind = kind_of(options.get("objective") or only or "classify")
     known = {
         "method": set(inspect.signature(method_class(method)).parameters) - backbone.towers.keys(),
-        "data": set(inspect.signature(ImageData).parameters) - {"path"} if isinstance(data, str) else set(),
+        "data": set(inspect.signature(kind.data).parameters) - {"path"} if isinstance(data, str) else set(),
         "recipe": {f.name for f in fields(Recipe)},
         "machine": {f.name for f in fields(Machine)},
     }
@@ -68,8 +70,8 @@ def tune(backbone: Backbone | str, data: ImageData | str, method: str = "vpt-dee
         rooms["recipe"]["lr"] = (lr,) if isinstance(lr, (int, float)) else lr if lr == "search" else tuple(lr)
     recipe = Recipe(**{"objective": METHODS[method].only or "classify", **rooms["recipe"]})
     if "captions" in known["data"]:
-        rooms["data"].setdefault("captions", kind_of(recipe.objective).captioned)
-    module = ImageData(data, **rooms["data"]) if isinstance(data, str) else data
+        rooms["data"].setdefault("captions", kind.captioned)
+    module = kind.data(data, **rooms["data"]) if isinstance(data, str) else data
     return fit(backbone, module, method, rooms["method"], recipe, Machine(**rooms["machine"]))
 
 
@@ -115,10 +117,11 @@ class Run:
         self.console = Console(stderr=True, quiet=not machine.progress)
         made = build_method(method, backbone, options)  # sites and options are refused before data are read
         self.kind = kind_of(recipe.objective)
-        if self.entry.only not in ("", recipe.objective):
+        if self.entry.only not in ("", recipe.objective, self.kind.methods_of):
             raise ValueError(f"{method} is for the objective {self.entry.only}, not {recipe.objective}.")
         self.kind.check(method, made, backbone, recipe)
-        check_kind(data, recipe, self.kind.captioned)
+        check_kind(data, recipe, self.kind.captioned, self.kind.data)
+        self.watching = self.kind.callbacks(machine, self.precision)
 
     def __call__(self) -> Any:
         started = time.perf_counter()
@@ -294,7 +297,9 @@ class Run:
         assert isinstance(learner, Learner)
         return learner.method.solve(*parts["train"], parts["val"], learner.head, learner.taught())
 
-    def _train(self, learners: list[Learning], resumed: Path | None, timer: StepTime) -> PromptTask:
+    def _train(self, learners: list[Learning], resumed: Path | None, timer: StepTime) -> Any:
+        if self.recipe.optimizer == "cma":
+            return self.kind.search(learners[0], self)
         with quiet():
             loader, val = self.data.train_dataloader(), self._held()
         low = min((learner.low for learner in learners), key=learners[0].tower.index)
@@ -343,7 +348,7 @@ class Run:
         return self.data.val_dataloader()
 
     def _trainer(self, timer: StepTime) -> L.Trainer:
-        callbacks: list[Callback] = [timer]
+        callbacks: list[Callback] = [timer, *self.watching]
         loggers: list[Any] = []
         if self.out is not None:
             callbacks.append(LastGood(self.out / "checkpoints", self.machine.checkpoint_every))
