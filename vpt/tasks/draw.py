@@ -126,7 +126,6 @@ def draw_batch(
     takes = inspect.signature(type(pipe).__call__).parameters
     call = {
         **settings.arguments(),
-        "negative_prompt": None,  # some have "" by default, and refuse it beside embeddings
         "output_type": "pil",
         "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
         **_told(asked, takes, progress),

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from vpt.methods.baselines.dreambooth_lora import adapted
 from vpt.prompt import Rows, Site
 from vpt.promptset import PromptSet, join
 from vpt.tasks.bound import Bound
@@ -70,7 +71,8 @@ class TunedPipeline(Bound):
         label = backbone.label()  # all were just found to fit it, whichever of its like they were learned on
         whole = reduce(join, (replace(s, about={**s.about, "backbone": label}) for s in sets))
         about = {**whole.about, "parents": [s.hash() for s in sets]}
-        about |= {"method": s.about["method"] for s in sets if s.weights}
+        if changed := next((s for s in sets if s.weights), None):  # the network is made as its method says
+            about["method"] = changed.about["method"]
         whole = replace(whole, about=about)
         return cls(backbone, whole, precision=precision)
 
@@ -235,8 +237,6 @@ def _network(pipe: Any) -> Any:
 
 def _adapted(backbone: Diffusion, prompts: PromptSet) -> Any:
     """A copy of the pipeline whose network is a baseline's."""
-    from vpt.methods.baselines.dreambooth_lora import adapted
-
     made = prompts.about["method"]
     method: Any = build_method(made["name"], backbone, made["options"])
     return adapted(backbone, method, prompts.weights)
