@@ -66,7 +66,7 @@ def test_what_cannot_be_measured_is_refused(
 def test_help_lists_the_benches_and_their_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench"]) == 0
     listed = capsys.readouterr().out
-    assert all(f"  {name:<8}{what}" in listed for name, (_, _, what) in BENCHES.items())
+    assert all(f"  {name:<11}{what}" in listed for name, (_, _, what) in BENCHES.items())
     assert main(["bench", "vit", "--help"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "Time it." in said

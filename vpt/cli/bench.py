@@ -17,6 +17,11 @@ __all__ = ["BENCHES", "run"]
 BENCHES = {
     "vit": ("vpt.bench.vit", "bench_vit", "training steps and inference in plain frozen forwards"),
     "clip": ("vpt.bench.clip", "bench_clip", "training steps of the CLIP methods against the plain way"),
+    "diffusion": (
+        "vpt.bench.diffusion",
+        "bench_diffusion",
+        "a step of textual inversion against the plain way and its floor",
+    ),
     "search": (
         "vpt.bench.search",
         "bench_search",
@@ -30,7 +35,7 @@ def run(command: str, argv: list[str]) -> None:
     """Run one bench; it prints a table and, with ``--json FILE``, writes the numbers."""
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: vpt bench NAME [options]      vpt bench NAME --help tells more\n")
-        print("\n".join(f"  {name:<8}{what}" for name, (_, _, what) in BENCHES.items()))
+        print("\n".join(f"  {name:<11}{what}" for name, (_, _, what) in BENCHES.items()))
         return
     if argv[0] not in BENCHES:
         raise ValueError(f"no bench {argv[0]!r}. There are {', '.join(BENCHES)}.")
