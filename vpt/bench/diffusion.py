@@ -179,7 +179,8 @@ class _Subject:
         table.requires_grad_()
         optimizer = torch.optim.AdamW([table], RATE, weight_decay=1e-2)
         ids = tokenizer(self.captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        ids, kept = ids.to(table.device), []
+        ids = ids.to(table.device)
+        kept: list[Tensor] = []
 
         def run() -> tuple[Tensor, Tensor]:
             if not kept:
