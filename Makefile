@@ -20,8 +20,9 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup
 	$(PY) -m vpt demo --out demo-out
 
+# two processes of one thread each: the suite is thousands of small tests
 test: setup
-	$(PY) -m pytest -q
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
 
 check: setup
 	.venv/bin/ruff check .
