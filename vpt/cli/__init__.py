@@ -18,6 +18,7 @@ COMMANDS = {
     "test": ("vpt.cli.use", "measure a prompt file on the test split of a data set"),
     "index": ("vpt.cli.index", "embed a collection of pictures for search: build, add, remove, info"),
     "search": ("vpt.cli.search", "find pictures of an index by words, by a picture or by a concept"),
+    "generate": ("vpt.cli.generate", "draw pictures or short videos of what prompt files learned"),
     "test-time": ("vpt.cli.test_time", "adapt a CLIP to each test picture on its own (TPT, ZERO)"),
     "concept": ("vpt.cli.concept", "teach a CLIP a new word with 3 to 10 pictures of one thing"),
     "inspect": ("vpt.cli.inspect", "say what a prompt file holds (needs no torch)"),
@@ -85,7 +86,7 @@ def _run(argv: list[str]) -> int:
     except KeyboardInterrupt:
         kept = any(word.split("=")[0] == "--out" for word in argv)
         goes_on = (
-            command in ("fit", "compare", "table")
+            command in ("fit", "compare", "table", "generate")
             or argv[:2] == ["index", "build"]
             or (command == "test-time" and kept)
         )
