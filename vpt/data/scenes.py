@@ -12,7 +12,20 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-__all__ = ["CHARACTER", "Kind", "Scene", "captions", "draw", "is_held_out", "kinds", "scene", "vocabulary"]
+__all__ = [
+    "CHARACTER",
+    "Kind",
+    "Scene",
+    "captions",
+    "draw",
+    "draw_shape",
+    "is_held_out",
+    "kinds",
+    "one_of",
+    "scene",
+    "shade",
+    "vocabulary",
+]
 
 COLOURS = {
     "red": (214, 39, 40),
@@ -55,7 +68,9 @@ class Kind(NamedTuple):
         return self._replace(relation=MIRROR[self.relation])
 
     def __str__(self) -> str:
-        return f"{_a(self.colour, self.shape)} {self.relation} {_a(self.other_colour, self.other_shape)}"
+        return (
+            f"{one_of(self.colour, self.shape)} {self.relation} {one_of(self.other_colour, self.other_shape)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -140,7 +155,8 @@ def scene(
     return Scene(kind, (one, other), seed, index)
 
 
-def _a(*words: str) -> str:
+def one_of(*words: str) -> str:
+    """The words behind "a" or "an"."""
     text = " ".join(words)
     return f"an {text}" if text[0] in "aeiou" else f"a {text}"
 
@@ -148,8 +164,8 @@ def _a(*words: str) -> str:
 def captions(scene: Scene) -> list[str]:
     """Eight ways to describe the scene in full; the first is ``str(scene.kind)``, four name the sizes."""
     told, mirror = scene.kind, scene.kind.mirrored()
-    one, other = _a(*told[:2]), _a(*mirror[:2])
-    sized, other_sized = _a(scene.sizes[0], *told[:2]), _a(scene.sizes[1], *mirror[:2])
+    one, other = one_of(*told[:2]), one_of(*mirror[:2])
+    sized, other_sized = one_of(scene.sizes[0], *told[:2]), one_of(scene.sizes[1], *mirror[:2])
     phrase, place = PHRASES[told.relation]
     mirror_phrase, mirror_place = PHRASES[mirror.relation]
     return [
@@ -204,12 +220,12 @@ def draw(scene: Scene, size: int = 96) -> Image.Image:
     if kind.relation in ("right of", "below"):  # the mirror image has its first shape first
         told, sizes = kind.mirrored(), (sizes[1], sizes[0])
     side = size * SMOOTH
-    canvas = Image.new("RGB", (side, side), _shade((225, 225, 225), rng, 25))
+    canvas = Image.new("RGB", (side, side), shade((225, 225, 225), rng, 25))
     pen = ImageDraw.Draw(canvas)
     radii = tuple(float(rng.uniform(*SIZES[name])) for name in sizes)
     places = _places(told.relation, (radii[0], radii[1]), rng)
     for (colour, shape), (x, y), radius in zip((told[:2], told[3:]), places, radii, strict=True):
-        _draw_shape(pen, shape, (x * side, y * side), radius * side, _shade(COLOURS[colour], rng, 14))
+        draw_shape(pen, shape, (x * side, y * side), radius * side, shade(COLOURS[colour], rng, 14))
     return canvas.resize((size, size), Image.Resampling.BOX)
 
 
@@ -223,14 +239,17 @@ def _check(kind: Kind) -> None:
             )
 
 
-def _shade(colour: tuple[int, int, int], rng: np.random.Generator, reach: int) -> tuple[int, ...]:
+def shade(colour: tuple[int, int, int], rng: np.random.Generator, reach: int) -> tuple[int, ...]:
+    """The colour, lighter or darker by at most ``reach`` and tinted by half of it."""
     light, tint = rng.integers(-reach, reach + 1), rng.integers(-reach // 2, reach // 2 + 1, 3)
     return tuple(int(np.clip(c + light + t, 0, 255)) for c, t in zip(colour, tint, strict=True))
 
 
-def _draw_shape(
+def draw_shape(
     pen: ImageDraw.ImageDraw, shape: str, at: tuple[float, float], radius: float, colour: tuple[int, ...]
 ) -> None:
+    """Draw a shape whose box is ``radius`` pixels to each side of ``at``."""
+
     def disc(x: float, y: float, r: float, fill: tuple[int, ...]) -> None:
         centre = at[0] + x * radius, at[1] + y * radius
         pen.ellipse([c - r * radius for c in centre] + [c + r * radius for c in centre], fill=fill)

@@ -1,0 +1,52 @@
+"""The checker on true pictures, on pictures that obey nothing, and on blurred and noisy ones."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from vpt.data.painted import Look, draw, painting
+from vpt.data.scene_check import look_at, obeyed
+from vpt.data.scenes import COLOURS, SHAPES
+
+
+def look_of(one):
+    return Look(one.colour, one.shape, one.setting.background)
+
+
+@pytest.fixture(scope="module")
+def shown():
+    every = [painting(7, i, held_out=None) for i in range(200)]
+    return [(look_of(one), draw(one)) for one in every]
+
+
+def test_true_pictures_obey_their_words(shown):
+    found = np.array([obeyed(look, picture) for look, picture in shown])
+    assert (found.mean(0) >= 0.98).all()
+
+
+def test_blurred_noisy_pictures_are_read_as_well(shown):
+    def worn(picture, i):
+        x = np.asarray(picture.filter(ImageFilter.GaussianBlur(0.7)), float)
+        return Image.fromarray(
+            (x + np.random.default_rng(i).normal(0, 6, x.shape)).clip(0, 255).astype(np.uint8)
+        )
+
+    found = np.array([obeyed(look, worn(picture, i)) for i, (look, picture) in enumerate(shown[:100])])
+    assert (found.mean(0) >= 0.95).all()
+
+
+def test_words_of_another_picture_are_not_obeyed(shown):
+    found = np.array([obeyed(look, other) for (look, _), (_, other) in pairwise(shown)])
+    assert found[:, 0].mean() < 2 / len(COLOURS)
+    assert found[:, 1].mean() < 2 / len(SHAPES)
+    assert found[:, 2].mean() < 0.35
+
+
+def test_nothing_is_seen_on_an_empty_ground_and_no_shape_in_a_blot():
+    empty = look_at(Image.new("RGB", (64, 64), (40, 90, 215)))
+    assert empty == (None, None, "blue")
+    blot = np.full((64, 64, 3), 230, np.uint8)
+    blot[20:24, 8:56] = blot[8:56, 52:56] = (214, 39, 40)  # a bent bar
+    assert look_at(Image.fromarray(blot)) == ("red", None, "white")
