@@ -22,7 +22,7 @@ EVERY = 50  # steps between checkpoints, and between lines of the log
 
 
 class Training:
-    """Trains the parameters that need gradients; matrices of blocks by Muon, the others by AdamW.
+    """Trains the parameters that need gradients; matrices and filters of blocks by Muon, the others by AdamW.
 
     rates: the learning rate of a parameter by its name. steps: of the whole run.
     checkpoint: its file; a run goes on with what it holds, and ends in the same weights.
@@ -34,7 +34,7 @@ class Training:
         groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
         for name, p in model.named_parameters():
             if p.requires_grad:
-                matrix = p.ndim == 2 and "blocks." in name
+                matrix = p.ndim in (2, 4) and "block" in name
                 decay = 0.05 if p.ndim >= 2 and "embedding" not in name else 0.0
                 groups.setdefault((matrix, rates(name), decay), []).append(p)
         self.optimizers: list[torch.optim.Optimizer] = []

@@ -28,7 +28,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised, for parameters that are matrices [r, c].
+    """Nesterov momentum, orthogonalised, for parameters that are matrices [r, c], or filters [r, ...] read as such.
 
     A step has the size of AdamW's (0.2 * sqrt(max(r, c)), arXiv 2502.16982), so both share one learning rate.
     """
@@ -46,10 +46,11 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     same_shape[p.shape].append(p)
             for shape, params in same_shape.items():
-                updates = orthogonalise(torch.stack([self._momentum(p, group["momentum"]) for p in params]))
-                rate = group["lr"] * 0.2 * max(shape) ** 0.5
+                momenta = [self._momentum(p, group["momentum"]).flatten(1) for p in params]
+                updates = orthogonalise(torch.stack(momenta))
+                rate = group["lr"] * 0.2 * max(updates.shape[1:]) ** 0.5
                 for p, update in zip(params, updates, strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
+                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.view(shape), alpha=-rate)
 
     def _momentum(self, p: nn.Parameter, momentum: float) -> Tensor:
         assert p.grad is not None

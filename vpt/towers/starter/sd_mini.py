@@ -40,7 +40,7 @@ def sd_mini_text() -> CLIPTextModel:
 
     Raises FileNotFoundError if the package came without clip-mini's file.
     """
-    clip_mini.check(clip_mini.WEIGHTS)
+    _check(clip_mini.WEIGHTS)
     theirs = {n: t.float() for n, t in load_file(clip_mini.WEIGHTS).items() if not n.startswith("visual.")}
     depth, width = 4, theirs["ln_final.weight"].shape[0]
     last = theirs["token_embedding.weight"].shape[0] - 1
@@ -74,17 +74,17 @@ def _as_transformers(theirs: dict[str, Tensor], depth: int) -> dict[str, Tensor]
             for name, part in LAYERS.items():
                 state[f"{ours}.{name}.{kind}"] = theirs[f"{block}.{part}.{kind}"]
             joined = theirs[f"{block}.attn.in_proj_{kind}"].chunk(3)
-            for name, part in zip(("q_proj", "k_proj", "v_proj"), joined, strict=True):
-                state[f"{ours}.self_attn.{name}.{kind}"] = part
+            for name, rows in zip(("q_proj", "k_proj", "v_proj"), joined, strict=True):
+                state[f"{ours}.self_attn.{name}.{kind}"] = rows
     return state
 
 
 def sd_mini() -> StableDiffusionPipeline:
-    """sd-mini with a random U-Net and autoencoder: what its training starts from. Pictures [B, 3, 64, 64] in [-1, 1]."""
+    """sd-mini with a random U-Net and autoencoder, for pictures of 64 px: what its training starts from."""
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(32, 64, 96),
+        block_out_channels=(16, 32, 64),
         layers_per_block=1,
         norm_num_groups=8,
         latent_channels=4,
@@ -93,13 +93,14 @@ def sd_mini() -> StableDiffusionPipeline:
     )
     unet = UNet2DConditionModel(
         sample_size=16,
-        block_out_channels=(64, 160),
+        block_out_channels=(48, 96, 144),
         layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=256,
         attention_head_dim=4,  # diffusers means the number of heads by it
         norm_num_groups=16,
+        use_linear_projection=True,
     )
     # the last step is pure noise, so that a dark background can come out of it (arXiv 2305.08891)
     scheduler = DDIMScheduler(
@@ -111,6 +112,7 @@ def sd_mini() -> StableDiffusionPipeline:
         timestep_spacing="trailing",
         clip_sample=False,
         set_alpha_to_one=True,
+        steps_offset=1,  # without a part in trailing steps, but diffusers warns of 0
     )
     return _pipeline(vae, unet, scheduler)
 
@@ -140,7 +142,7 @@ def load_sd_mini(folder: Path | None = None) -> StableDiffusionPipeline:
     """
     folder = folder or FOLDER
     for part in ("unet", "vae", "scheduler"):
-        clip_mini.check(folder / part, "sd-mini")
+        _check(folder / part)
     vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
     return _pipeline(vae, unet, DDIMScheduler.from_pretrained(folder / "scheduler"))
@@ -150,3 +152,11 @@ def export(folder: Path) -> Path:
     """Write the whole pipeline in diffusers' format: ``StableDiffusionPipeline.from_pretrained(folder)`` opens it."""
     load_sd_mini().save_pretrained(folder)
     return folder
+
+
+def _check(path: Path) -> None:
+    if not path.exists():
+        raise FileNotFoundError(
+            f"a file of starter sd-mini is not at {path}. It is part of the package: install it again, or check the "
+            "repository out with this file."
+        )
