@@ -20,7 +20,6 @@ from vpt.towers.load import load
 from vpt.workflow.drawn import read_told
 
 # diffusers 0.42 has a new name for it, which earlier ones do not know
-pytestmark = pytest.mark.filterwarnings("ignore:.torch_dtype. is deprecated:FutureWarning")
 
 Capture = pytest.CaptureFixture[str]
 Concept = Callable[..., str]

@@ -242,10 +242,13 @@ def load_prompts(
         options = {k: made[k] for k in ("pretrained", "weights", "size", "quantize", "dtype") if k in made}
         backbone = load(made["name"], **options)
     prompts.check(backbone.towers.values(), None if backbone.draws else backbone.preprocessing)
-    for tower in backbone.towers.values():
-        tower.model.to(resolve_device(device))
     if backbone.draws:
         from vpt.tasks.pipeline import TunedPipeline  # diffusers takes seconds to import
 
-        return TunedPipeline(cast(Any, backbone), prompts)
+        diffusion = cast(Any, backbone)
+        if "quantize" not in diffusion.options:  # such weights are where they were quantised
+            diffusion.pipe.to(resolve_device(device))
+        return TunedPipeline(diffusion, prompts)
+    for tower in backbone.towers.values():
+        tower.model.to(resolve_device(device))
     return Tuned(backbone, prompts)

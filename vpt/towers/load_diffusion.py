@@ -87,7 +87,7 @@ def _folder(rest: str, whole: bool) -> Path:
 
 
 def _loaded(folder: Path, rest: str, weights: str | None, quantize: str | None, dtype: torch.dtype) -> Any:
-    more: dict[str, Any] = {"torch_dtype": dtype}
+    more: dict[str, Any] = {"dtype": dtype}
     if quantize is not None:
         backend, arguments = QUANTIZED[quantize]
         network = "unet" if (folder / "unet").is_dir() else "transformer"
