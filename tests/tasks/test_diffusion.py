@@ -48,11 +48,9 @@ def test_the_start_is_kept_while_the_rows_learn(backbone):
     assert moved(learner.start, {site: start}) == 0.0
 
 
-@pytest.mark.parametrize("remat", [False, True])
-def test_the_gradient_reaches_the_rows_and_nothing_else(remat):
-    """The same with and without activations that backward computes anew."""
+def test_the_gradient_reaches_the_rows_and_nothing_else():
     backbone = open_pipeline(sd(), "diffusers/tiny", size=16)
-    learner = DiffusionLearner(TextualInversion(backbone, **WORDS), backbone, remat=remat).train()
+    learner = DiffusionLearner(TextualInversion(backbone, **WORDS), backbone).train()
     learner.paint(X, T, SAID).square().mean().backward()
     (row,) = learner.parameters()
     assert row.grad.abs().sum() > 0
@@ -62,6 +60,24 @@ def test_the_gradient_reaches_the_rows_and_nothing_else(remat):
     other = open_pipeline(sd(), "diffusers/tiny", size=16).pipe.unet
     other(X, T, given["prompt_embeds"]).sample.square().mean().backward()
     assert torch.allclose(row.grad.view(-1), plain.grad.view(-1), rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", [TextualInversion, PPlus])
+def test_activations_computed_anew_give_the_same_gradient(method):
+    """And the pipeline's own network is not told to."""
+    backbone = open_pipeline(sd(), "diffusers/tiny", size=16)
+    grads = []
+    for remat in (False, True):
+        learner = DiffusionLearner(method(backbone, **WORDS), backbone, remat=remat).train()
+        predicted = learner.paint(X, T, SAID)
+        predicted.square().mean().backward()
+        (rows,) = learner.parameters()
+        grads.append((predicted.detach(), rows.grad.clone()))
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-8) for a, b in zip(*grads, strict=True))
+    assert learner.towers[1].model.is_gradient_checkpointing
+    assert not backbone.pipe.unet.is_gradient_checkpointing
+    held = {id(p) for p in backbone.pipe.unet.parameters()}
+    assert {id(p) for p in learner.towers[1].model.parameters()} == held
 
 
 def test_pictures_pass_the_vae_alone(backbone):

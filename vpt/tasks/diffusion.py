@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from vpt.prompt import Rows, Site
 from vpt.tasks.learning import Learning
 from vpt.tower import Stream, Tower
 from vpt.towers.diffusion import Diffusion
+from vpt.towers.layered import layered_twin
+from vpt.towers.twin import twin
 
 __all__ = ["DiffusionLearner", "Started", "layers_of", "moved"]
 
@@ -29,18 +32,21 @@ class DiffusionLearner(Learning):
         super().__init__()
         self.method, self.backbone = method, backbone
         frozen = backbone.towers["denoiser"]
+        with torch.no_grad(), torch.random.fork_rng():
+            self.start = {site: r.detach().cpu().clone() for site, r in method(self.context()).items()}
         denoiser = method.learn(frozen)
+        learns = denoiser.learns_from is not None
+        if remat:
+            if not learns:  # the pipeline's own is left as it is
+                make = layered_twin if layers_of(self.start) > 1 else twin
+                denoiser = replace(denoiser, model=make(denoiser.model))
+            denoiser.model.enable_gradient_checkpointing()  # type: ignore[operator]
         self.towers, self.frozen = (
             (backbone.image, denoiser),
             (backbone.image, *backbone.encoders.values(), frozen),
         )
-        learns = denoiser.learns_from is not None
         self.network = nn.ModuleDict({denoiser.name: denoiser.model} if learns else {})
         self.head, self.needs = None, False
-        if remat:
-            denoiser.model.enable_gradient_checkpointing()  # type: ignore[operator]
-        with torch.no_grad(), torch.random.fork_rng():
-            self.start = {site: r.detach().cpu().clone() for site, r in method(self.context()).items()}
 
     @property
     def size(self) -> tuple[int, int]:

@@ -7,13 +7,15 @@ diffusers' public ``set_attn_processor``, hands on its own part. Afterwards the 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["cross_attentions", "layered"]
+from vpt.towers.twin import twin
+
+__all__ = ["cross_attentions", "layered", "layered_twin"]
 
 
 def cross_attentions(network: Any) -> list[str]:
@@ -60,9 +62,26 @@ def layered(network: Any, count: int) -> Iterator[None]:
             "textual-inversion, whose rows every layer reads."
         )
     before = dict(network.attn_processors)
-    parts = {name: _Part(before[name], i, count) for i, name in enumerate(names)}
-    network.set_attn_processor({**before, **parts})
+    if all(isinstance(before[name], _Part) for name in names):  # for good, by ``layered_twin``
+        yield
+        return
+    network.set_attn_processor({**before, **_parts(before, names)})
     try:
         yield
     finally:
         network.set_attn_processor(before)
+
+
+def layered_twin(network: Any) -> Any:
+    """The network on the same weights, each of whose cross-attentions reads its own part for good.
+
+    For activations that backward computes anew, when :func:`layered` is closed again.
+    """
+    other = twin(network)
+    before = dict(other.attn_processors)
+    other.set_attn_processor({**before, **_parts(before, cross_attentions(other))})
+    return other
+
+
+def _parts(processors: Mapping[str, Any], names: Sequence[str]) -> dict[str, _Part]:
+    return {name: _Part(processors[name], i, len(names)) for i, name in enumerate(names)}

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vpt.methods.method import Method
 from vpt.methods.textual_inversion import check_word
 from vpt.tower import Tower
+from vpt.towers.twin import twin
 
 if TYPE_CHECKING:
     from vpt.towers.diffusion import Diffusion
@@ -56,7 +57,7 @@ class DreamBoothLoRA(Method):
 
         if tower.name != "denoiser":
             return tower
-        model = _twin(tower.model)
+        model: nn.Module = twin(tower.model)
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
@@ -87,11 +88,6 @@ def adapted(pipeline: Diffusion, method: DreamBoothLoRA, weights: Mapping[str, T
     pipe = copy.copy(pipeline.pipe)
     setattr(pipe, "unet" if hasattr(pipe, "unet") else "transformer", tower.model.requires_grad_(False))
     return pipe
-
-
-def _twin(model: nn.Module) -> nn.Module:
-    """Modules of their own on the same frozen weights, which would fill the memory twice."""
-    return copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
 
 
 def _attention(model: nn.Module) -> list[str]:
