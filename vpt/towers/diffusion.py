@@ -368,7 +368,8 @@ def _vae(pipe: Any, family: Family) -> Tower:
         x = s.x[:, :, None] if family.video else s.x
         found = vae.encode(x.to(vae.dtype))
         moments: Any = found.latent_dist.parameters if sampled else found[0]
-        return Stream(moments.float(), stage=s.stage)
+        # of one layout, in which noise is drawn: convolutions choose theirs
+        return Stream(moments.float().contiguous(), stage=s.stage)
 
     tower = _closed("image", vae)
     return Tower(**{**vars(tower), "steps": (encode,), "traits": {"sampled": sampled}})
