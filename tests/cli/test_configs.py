@@ -9,6 +9,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import timm
+from pipelines import shared
 
 from vpt.cli.compare import _arguments, _plan
 from vpt.cli.config import parse
@@ -16,10 +17,14 @@ from vpt.data.module import ImageData
 from vpt.methods import METHODS, method_class
 from vpt.methods.baselines.zero_shot import ZeroShot
 from vpt.tasks.device import Machine
+from vpt.tasks.diffusion import DiffusionLearner
+from vpt.tasks.kinds import kind_of
 from vpt.tasks.learner import Learner, build_method
+from vpt.tasks.learning import Learning
 from vpt.tasks.pairs import check_retrieval
 from vpt.tasks.task import Recipe
 from vpt.towers.backbone import Backbone
+from vpt.towers.diffusion import Diffusion, open_pipeline
 from vpt.towers.load_clip import backbone_of
 from vpt.towers.vit import tiny
 
@@ -29,6 +34,7 @@ FILES = sorted(f for f in ROOT.rglob("*.yaml") if f.parent.name != "datasets")  
 COMMANDS = {
     "classify": "fit",
     "retrieve": "fit",
+    "text-to-image": "fit",
     "data": "fit",
     "compare": "compare",
     "table": "table few-shot",
@@ -53,7 +59,15 @@ def clip() -> Backbone:
     return backbone_of(model, "open_clip/tiny", "ViT-B-32")
 
 
-def build(name: str, options: dict[str, object]) -> Learner:
+@cache
+def pipeline() -> Diffusion:
+    """SDXL, tiny."""
+    return open_pipeline(shared("sdxl"), "diffusers/tiny")
+
+
+def build(name: str, options: dict[str, object]) -> Learning:
+    if METHODS[name].only == "denoise":
+        return DiffusionLearner(build_method(name, pipeline(), options), pipeline())
     if method_class(name).named or "text" in signature(method_class(name)).parameters:
         return Learner(build_method(name, clip(), options), clip(), ("a", "b"))
     return Learner(build_method(name, NETWORK, options), NETWORK, ("a", "b", "c"))
@@ -77,12 +91,12 @@ def test_the_header_says_what_it_repeats_and_how_to_run_it(file: Path) -> None:
     header = [line for line in text.splitlines() if line.startswith("#")]
     place = file.relative_to(ROOT.parent).as_posix()
     assert any(line.startswith(f"# vpt {COMMANDS[file.parent.name]} --config {place} ") for line in header)
-    if file.parent.name in ("classify", "retrieve"):
+    if file.parent.name in ("classify", "retrieve", "text-to-image"):
         for word in ("# Repeats: ", "# Published: ", "Time and machine: "):
             assert sum(word in line for line in header) == 1, word
         paper = METHODS[file.stem].paper
         assert paper in "".join(header)
-        kind = {"classify": "", "retrieve": "retrieve-"}[file.parent.name]
+        kind = "" if file.parent.name == "classify" else f"{file.parent.name}-"
         assert f"--out runs/{kind}{file.stem}" in header[-1]
 
 
@@ -92,9 +106,12 @@ def test_a_config_of_fit_builds(file: Path) -> None:
     method = found.method.as_dict()
     name, recipe = method.pop("name"), Recipe(**found.task.as_dict())
     learner = build(name, method)
-    assert found.data.captions == (recipe.objective == "retrieve")
+    assert found.data.captions == (recipe.objective != "classify")
     if recipe.objective == "retrieve":
         check_retrieval(name, learner.method, clip(), recipe)
+    if recipe.objective == "denoise":
+        kind_of("denoise").check(name, learner.method, pipeline(), recipe)
+        assert learner.method.placeholders.keys() == {f"<{found.data.concept}>"}
     Machine(**found.trainer.as_dict())
     data = ImageData(**found.data.as_dict())
     if data.path in ("digits", "emoji", "scenes"):
@@ -110,9 +127,12 @@ def test_every_method_has_a_config_and_every_kind_of_data_too() -> None:
         for name in of["retrieve"]
         if can_retrieve(name) and (name == "zero-shot" or not issubclass(method_class(name), ZeroShot))
     ]
+    of = {objective: [name for name in names if not METHODS[name].only] for objective, names in of.items()}
+    of["denoise"] = [name for name in METHODS if METHODS[name].only == "denoise"]
     for objective, names in of.items():
-        files = {f.stem: f for f in FILES if f.parent.name == objective}
-        assert files.keys() == {name for name in names if not METHODS[name].only}
+        folder = "text-to-image" if objective == "denoise" else objective
+        files = {f.stem: f for f in FILES if f.parent.name == folder}
+        assert files.keys() == set(names)
         for name, file in files.items():
             found = parse("fit", ["--config", str(file)])
             assert (found.method.name, found.task.objective) == (name, objective)
@@ -207,3 +227,17 @@ def test_the_networks_have_weights() -> None:
     names = {parse("fit", ["--config", str(f)]).model.name for f in FILES if f.parent.name == "classify"}
     known = {f"timm/{name}" for name in timm.list_models(pretrained=True)}
     assert names <= known | {f"open_clip/{arch}:{tag}" for arch, tag in open_clip.list_pretrained()}
+
+
+def test_the_recipes_of_new_words_are_those_published() -> None:
+    """rinongal/textual_inversion, kunheek/dti and diffusers' script, for 5 pictures."""
+    for name, lr, batch, steps in (
+        ("textual-inversion", 5e-3 * 2, 2, 6100),
+        ("direction", 1e-2, 4, 400),
+        ("dreambooth-lora", 1e-4, 1, 500),
+    ):
+        found = parse("fit", ["--config", str(ROOT / "text-to-image" / f"{name}.yaml")])
+        task = found.task
+        assert (task.lr, found.data.batch_size, task.schedule, task.warmup) == ((lr,), batch, "constant", 0)
+        assert abs(task.epochs * -(-5 // batch) - steps) < 3
+    assert task.clip == 1.0

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from vpt.data.captions import open_captions
-from vpt.data.concept import TEMPLATES, ConceptPairs, concept_scenes
+from vpt.data.collection import open_collection
+from vpt.data.concept import TEMPLATES, ConceptPairs, ConceptPictures, concept_scenes, templates_of
 from vpt.data.item import DataError
 from vpt.data.module import ImageData
 from vpt.data.scenes import CHARACTER
@@ -54,3 +58,55 @@ def test_a_background_without_captions_is_refused(tmp_path):
     scenes = concept_scenes(1)
     with pytest.raises(DataError, match="is no background"):
         ConceptPairs("<moko>", scenes, scenes).splits()
+
+
+def folder(root, count, captions=None):
+    root.mkdir()
+    for i in range(count):
+        Image.new("RGB", (8, 8), (40 * i, 0, 0)).save(root / f"{i}.png")
+        if captions:
+            (root / f"{i}.txt").write_text(captions)
+    return str(root)
+
+
+def test_pictures_of_a_concept_say_its_word_and_class_pictures_their_own(tmp_path):
+    """All are trained on, whatever val and test say: what is held out are noises."""
+    own, beside = folder(tmp_path / "own", 3), folder(tmp_path / "beside", 2, "a photo of a mug")
+    data = ImageData(own, concept="my-mug", beside=beside, val=0.5, batch_size=5)
+    data.bind({"input_size": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.5,) * 3})
+    assert data.protocol()["counts"] == {"train": 5, "val": 0, "test": 0}
+    said, keys = data.captions("train"), [item.key for item in data.pictures("train").items]
+    assert data.captioned
+    for captions, key in zip(said, keys, strict=True):
+        if key.startswith("class/"):
+            assert captions == ("a photo of a mug",)
+        else:
+            assert captions == tuple(t.replace("{}", "<my-mug>") for t in TEMPLATES)
+    assert sum(key.startswith("class/") for key in keys) == 2
+    source = ConceptPictures("<my-mug>", open_collection(own), beside=open_captions(beside))
+    reds = {
+        item.key: int(np.asarray(Image.open(BytesIO(source.read(item))))[0, 0, 0])
+        for item in source.splits()["train"]
+    }
+    assert reds == {
+        **{f"concept/{i}.png": 40 * i for i in range(3)},
+        **{f"class/{i}.png": 40 * i for i in range(2)},
+    }
+    assert source.name.count(" beside ") == 1
+
+
+def test_class_pictures_without_captions_and_empty_folders_are_refused(tmp_path):
+    pictures = open_collection(folder(tmp_path / "own", 2))
+    with pytest.raises(DataError, match=r"0.png of the class pictures has no caption, such as"):
+        ConceptPictures("<my-mug>", pictures, beside=pictures).splits()
+
+
+def test_sentences_of_their_own(tmp_path):
+    assert all("{}" in sentence for which in ("object", "style") for sentence in templates_of(which))
+    lines = tmp_path / "lines.txt"
+    lines.write_text("a {} here\n\n  the {}.\n")
+    assert templates_of(str(lines)) == ("a {} here", "the {}.")
+    lines.write_text("a {}\nnothing\n")
+    for wrong in (str(lines), str(tmp_path / "none"), "sentence"):
+        with pytest.raises(DataError, match=r"wanted object, style, or a file with a sentence a line"):
+            templates_of(wrong)
