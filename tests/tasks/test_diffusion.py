@@ -86,7 +86,7 @@ def test_pictures_pass_the_vae_alone(backbone):
     assert learner.low == learner.tower.stages[-1] == "pooled"
     pictures = torch.rand(2, 3, 16, 16) * 2 - 1
     with torch.no_grad():
-        moments = backbone.pipe.vae.encode(pictures).latent_dist.parameters
+        moments = backbone.pipe.vae.encode(pictures).latent_dist.parameters.contiguous()
     for drawn in (False, True):
         torch.manual_seed(2)
         fresh = learner.latents(pictures, drawn=drawn)

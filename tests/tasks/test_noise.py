@@ -154,14 +154,9 @@ def test_stored_latents_give_the_rows_of_fresh_ones(backbone, mug):
     assert all(torch.allclose(stored.rows[site], r, atol=1e-5) for site, r in fresh.rows.items())
 
 
-def test_candidates_side_by_side_equal_one_by_one(backbone, mug):
-    """And the held-out loss chooses among them, by its last value: the smaller."""
-    data = {"val": 0.0, **SHORT}
-    one = [tune(backbone, str(mug), "textual-inversion", **{**data, "lr": lr}) for lr in (0.01, 0.03)]
-    rows = [torch.cat([r.flatten() for r in tuned.rows.values()]) for tuned in one]
-    assert not torch.allclose(*rows, atol=1e-3)
+def test_several_rates_need_pictures_to_choose_on(backbone, mug):
     with pytest.raises(ValueError, match="needs a val split, and there is none"):
-        tune(backbone, str(mug), "textual-inversion", **{**data, "lr": (0.01, 0.03)})
+        tune(backbone, str(mug), "textual-inversion", **{**SHORT, "lr": (0.01, 0.03)})
 
 
 def test_class_pictures_are_the_prior(backbone, mug, tmp_path, monkeypatch):
