@@ -285,7 +285,10 @@ class Diffusion(Backbone):
         """Latents as the pipeline takes them, drawn from the moments that the image tower gives, or their mean."""
         mean, logvar = moments.chunk(2, dim=1) if self.towers["image"].traits["sampled"] else (moments, None)
         if drawn and logvar is not None:
-            mean = mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * torch.randn_like(mean)
+            noise = torch.randn(
+                mean.shape, device=mean.device, dtype=mean.dtype
+            )  # whatever the layout in memory
+            mean = mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * noise
         return self.family.latents(self.pipe, mean)
 
     @cached_property
@@ -368,8 +371,7 @@ def _vae(pipe: Any, family: Family) -> Tower:
         x = s.x[:, :, None] if family.video else s.x
         found = vae.encode(x.to(vae.dtype))
         moments: Any = found.latent_dist.parameters if sampled else found[0]
-        # of one layout, in which noise is drawn: convolutions choose theirs
-        return Stream(moments.float().contiguous(), stage=s.stage)
+        return Stream(moments.float(), stage=s.stage)
 
     tower = _closed("image", vae)
     return Tower(**{**vars(tower), "steps": (encode,), "traits": {"sampled": sampled}})
