@@ -32,6 +32,9 @@ SHORT = {
     **{k: f"task.{k}" for k in ("epochs", "lr", "weight_decay", "optimizer", "schedule", "warmup", "store")},
     **{k: f"task.{k}" for k in ("general", "loss", "consistency", "chunk", "snr", "prior", "ema", "remat")},
     **{k: f"data.{k}" for k in ("sentences", "beside")},
+    **{k: f"task.{k}" for k in ("reward", "judge", "inference_steps", "last", "guidance", "near")},
+    **{k: f"task.{k}" for k in ("population", "dimension")},
+    **{k: f"data.{k}" for k in ("held", "seeds")},
     "word": "method.word",
     "quantize": "model.quantize",
 }
@@ -45,22 +48,26 @@ class Start(NamedTuple):
     model: str
     data: dict[str, Any]
     on: str
+    prompts: bool = False  # the data are prompts, not pictures
 
 
+DRAWS = "diffusers/stable-diffusion-v1-5/stable-diffusion-v1-5"
 STARTS = {
     "classify": Start("vpt-deep", "starter/vit-mini", {}, "labelled pictures"),
     "retrieve": Start("ivlp", "starter/clip-mini", {"captions": True}, "pictures with captions"),
     "denoise": Start(
         "textual-inversion",
-        "diffusers/stable-diffusion-v1-5/stable-diffusion-v1-5",
+        DRAWS,
         {"captions": True, "batch_size": 4},
         "pictures of one thing",
     ),
+    "reward": Start("context", DRAWS, {}, "prompts whose pictures a reward likes", prompts=True),
 }
 NAMES = {"text-to-image": "denoise"}  # what people call an objective
 OTHER = (
     " With --task retrieve, on pictures with captions, so that each is found by the other; with --task text-to-image, "
-    "on a few pictures of one thing, so that it can be drawn."
+    "on a few pictures of one thing, so that it can be drawn; with --task reward, on prompts, so that a reward likes "
+    "what is drawn."
 )
 PARTS = (
     "image",
@@ -84,6 +91,8 @@ def parse(command: str, argv: list[str]) -> Namespace:
     name, start = _start(
         [content for _, content in files], typed.get("method.name"), typed.get("task.objective")
     )
+    if start.prompts:  # which say a placeholder themselves
+        options = [(key, value) for key, value in options if key != "data.concept"]
     parser = _parser(command, name, start, bool({"-h", "--help"} & set(asked)))
     for path, content in files:
         _refuse_unknown(parser, _flat(content), name, path)
@@ -191,10 +200,12 @@ def _flat(content: Mapping[str, Any]) -> list[str]:
 def _parser(command: str, method: str, start: Start, help_asked: bool = False) -> ArgumentParser:
     """The method and the objective decide which options there are. Raises ValueError for one that is none."""
     from vpt.data.module import ImageData
+    from vpt.data.prompts import PromptData
     from vpt.tasks.device import Machine
     from vpt.tasks.task import Recipe
 
-    made = {"method": method_class(method), "data": ImageData, "task": Recipe, "trainer": Machine}
+    data = PromptData if start.prompts else ImageData
+    made = {"method": method_class(method), "data": data, "task": Recipe, "trainer": Machine}
     parser = ArgumentParser(
         prog=f"vpt {command}",
         usage=f"vpt {command} --data PICTURES [--method NAME] [--model NAME] [--out FOLDER] [options]",

@@ -16,15 +16,16 @@ def run(command: str, argv: list[str]) -> None:
     config = parse(command, argv)
     from rich.console import Console
 
-    from vpt.data.module import ImageData
     from vpt.tasks.device import Machine
+    from vpt.tasks.kinds import kind_of
     from vpt.tasks.task import Recipe
     from vpt.tasks.tune import fit
     from vpt.towers.load import load
 
     # a recipe that cannot be used is refused before a network is loaded
     recipe, machine = Recipe(**config.task.as_dict()), Machine(**config.trainer.as_dict())
-    data, method, model = ImageData(**config.data.as_dict()), config.method.as_dict(), config.model.as_dict()
+    data = kind_of(recipe.objective).data(**config.data.as_dict())
+    method, model = config.method.as_dict(), config.model.as_dict()
     backbone = load(model.pop("name"), **model)
     tuned = fit(backbone, data, method.pop("name"), method, recipe, machine)
     console = Console()
@@ -35,7 +36,7 @@ def run(command: str, argv: list[str]) -> None:
     kind = tuned.prompts.about["kind"]
     file = Path(machine.out) / f"{'baseline' if kind == 'baseline' else 'prompts'}.safetensors"
     print(f"{kind}: {file} ({file.stat().st_size / 1e3:.1f} kB)")
-    if recipe.objective == "denoise":
+    if recipe.objective in ("denoise", "reward"):
         slot = next(iter(tuned.prompts.about.get("placeholders") or {}), "a picture")
         print(f"  vpt generate {file} 'a photo of {slot} in the rain'")
     elif recipe.objective == "retrieve":

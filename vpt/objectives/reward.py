@@ -79,9 +79,9 @@ class Likeness:
 
 
 def scores(judge: Judge, pictures: Tensor, prompts: Sequence[str], name: str = "the reward") -> Tensor:
-    """What a reward says of pictures [batch], float32. Raises ValueError for what is not a finite number each."""
+    """What a reward says of pictures [batch]. Raises ValueError for what is not a finite number each."""
     found = judge(pictures, prompts)
-    values = torch.as_tensor(found, device=pictures.device).float()
+    values = torch.as_tensor(found, device=pictures.device).to(pictures.dtype)
     if values.shape != (len(pictures),):
         raise ValueError(
             f"{name} gave the shape {list(values.shape)} for {len(pictures)} pictures. Wanted a number each: "
@@ -90,7 +90,7 @@ def scores(judge: Judge, pictures: Tensor, prompts: Sequence[str], name: str = "
     if not (fine := values.isfinite()).all():
         i = int((~fine).nonzero()[0])
         raise ValueError(
-            f"{name} gave {float(values[i])} for the prompt {prompts[i]!r}. Wanted finite numbers; mend the reward."
+            f"{name} gave {values[i].item()} for the prompt {prompts[i]!r}. Wanted finite numbers; mend the reward."
         )
     return values
 
@@ -146,7 +146,7 @@ class Reward:
         """Raise ValueError for a reward without a gradient to the pictures, before any is drawn."""
         grey = torch.full((2, 3, *size), 0.5, device=device, requires_grad=True)
         with torch.enable_grad():
-            found = scores(self.judge, grey, list(self.prompts[:1]) * 2, self.name)
+            found = scores(self.judge, grey, ["a picture"] * 2, self.name)
         if not found.requires_grad:
             raise ValueError(
                 f"{self.name} has no gradient to the pictures. Set optimizer=cma, which needs none (vpt.tasks.evolve)."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from vpt.tasks.learning import Learning
 from vpt.tasks.measure import Numbers
 from vpt.tasks.noise import Noise
 from vpt.tasks.task import Recipe
+from vpt.tasks.watch import told
 from vpt.tower import Tower
 from vpt.towers.backbone import Backbone
 from vpt.towers.diffusion import Diffusion
@@ -69,12 +71,14 @@ class RewardLearner(DiffusionLearner):
         rows = self.method(self.context(len(prompts))) if rows is None else rows
         device = self.towers[0].device
         rows = {site: r.to(device) for site, r in rows.items()}
+        scale, value = guidance_of(self.backbone, self.guidance, _against(rows))
         given = self.backbone.embeds(
             prompts,
             rows,
             words=self.method.placeholders,
-            negative="" if self.backbone.family.twice and _against(rows) else None,
-            guided=self._guided(rows),
+            # a side to draw away from, where the pipeline has none by itself; Qwen-Image's card says a blank
+            negative=" " if self.backbone.family.twice and scale == "true_cfg_scale" else None,
+            guided=value > 1,
             strict=True,
         )
         return draw(
@@ -88,9 +92,6 @@ class RewardLearner(DiffusionLearner):
             network=self.towers[1],
             layers=layers_of(rows),
         )
-
-    def _guided(self, rows: Rows) -> bool:
-        return guidance_of(self.backbone, self.guidance, _against(rows))[1] > 1
 
     def layout(self) -> str:
         """How pictures are drawn, and where rows enter."""
@@ -117,6 +118,7 @@ class Rewarded(Noise):
 
     def __init__(self) -> None:
         self.judge: Judge | None = None
+        self.slots: set[str] = set()  # placeholders that learn
 
     def check(self, name: str, method: Method, backbone: Backbone, recipe: Recipe) -> None:
         super().check(name, method, backbone, recipe)
@@ -127,7 +129,9 @@ class Rewarded(Noise):
                 f"{recipe.inference_steps} for all of them."
             )
         with torch.no_grad(), torch.random.fork_rng():
-            against = _against(method(Context(1)))
+            rows = method(Context(1))
+        against = _against(rows)
+        self.slots = {site.slot for site in rows if site.slot.startswith("<")}
         scale, value = guidance_of(backbone, recipe.guidance, against)
         if against and value <= 1:
             raise ValueError(
@@ -143,6 +147,12 @@ class Rewarded(Noise):
     def objective(self, backbone: Backbone, data: Any, recipe: Recipe) -> Objective:
         assert isinstance(backbone, Diffusion)
         assert self.judge is not None  # check came before
+        said = [*data.captions("train"), *data.captions("val")]
+        if self.slots and (bare := [p for p in said if not any(slot in p for slot in self.slots)]):
+            raise ValueError(
+                f"the prompt {bare[0]!r} does not say {min(self.slots)}, so its picture depends on nothing that "
+                "learns. Put it in every prompt, or learn context rows, which all prompts have."
+            )
         found = Reward(
             self.judge, data.captions("train"), data.captions("val"), recipe.near, f"reward={recipe.reward}"
         )
@@ -187,7 +197,16 @@ class Rewarded(Noise):
 
     def numbers(self, tuned: Any, learner: Learning, numbers: Numbers) -> dict[str, list[dict[str, Any]]]:
         assert isinstance(learner, RewardLearner)
-        return measure_reward(learner, self.objective(tuned.backbone, numbers.data, numbers.recipe), numbers)
+        found = measure_reward(learner, self.objective(tuned.backbone, numbers.data, numbers.recipe), numbers)
+        tuned.prompts.about["train"] |= told(learner)
+        now, before = (found[when][0]["value"] for when in ("metrics", "before"))
+        if not now > before:
+            warnings.warn(
+                f"the reward on held-out pictures is {now:.4f} and was {before:.4f} before training: it did not rise. "
+                "Take another learning rate, more epochs, more prompts or more steps under autograd (last).",
+                stacklevel=2,
+            )
+        return found
 
 
 def measure_reward(
@@ -201,8 +220,8 @@ def measure_reward(
         with torch.inference_mode(), autocast(device, numbers.precision):
             for batch in numbers.bar("drawing held-out prompts")(data.val_dataloader()):
                 objective.observe(metric, model, batch["image"], batch)
-        told = {"split": "val", "count": data.protocol()["counts"]["val"], "seed": data.seed}
-        found[when] = [{"name": "reward", "value": float(metric.compute()), **told}]
+        held = {"split": "val", "count": data.protocol()["counts"]["val"], "seed": data.seed}
+        found[when] = [{"name": "reward", "value": float(metric.compute()), **held}]
     return found
 
 

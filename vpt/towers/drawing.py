@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vpt.tower import Tower
 from vpt.towers.diffusion import Diffusion
+from vpt.towers.frozen import forgetful
 from vpt.towers.layered import layered
 
 __all__ = ["draw", "guidance_of"]
@@ -61,7 +62,8 @@ def guidance_of(backbone: Diffusion, guidance: float, against: bool) -> tuple[st
     against: there is a negative side, so that it is classifier-free guidance (arXiv 2207.12598) that is meant.
     """
     takes = inspect.signature(type(backbone.pipe).__call__).parameters
-    name = "true_cfg_scale" if against and "true_cfg_scale" in takes else "guidance_scale"
+    true = "true_cfg_scale" in takes and (against or takes["guidance_scale"].default is None)
+    name = "true_cfg_scale" if true else "guidance_scale"
     return name, float(guidance or takes[name].default or 1.0)
 
 
@@ -96,15 +98,15 @@ def draw(
     call: Any = type(asked).__call__
     takes = inspect.signature(call).parameters
     scale, value = guidance_of(backbone, guidance, "negative_prompt_embeds" in given)
+    found: Sequence[Tensor]
     more = {
         **backbone.family.call,
-        "negative_prompt": None,  # some have another default, and take it beside its embeddings for two
         **{"height": size[0], "width": size[1], "num_frames": 1, "use_resolution_binning": False},
-        **{"num_inference_steps": steps, scale: value, "output_type": "pt", "return_dict": False},
+        **{"num_inference_steps": steps, "output_type": "pt", "return_dict": False},
+        **({scale: value} if guidance else {}),
         "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
     }
-    with torch.set_grad_enabled(last > 0), layered(learned, layers):
-        pictures: Tensor = call.__wrapped__(asked, **given, **{k: v for k, v in more.items() if k in takes})[
-            0
-        ]
-    return (pictures[:, 0] if pictures.ndim == 5 else pictures).float()
+    with torch.set_grad_enabled(last > 0), layered(learned, layers), forgetful(learned):
+        found = call.__wrapped__(asked, **{**{k: v for k, v in more.items() if k in takes}, **given})
+    pictures = found[0][:, 0] if found[0].ndim == 5 else found[0]
+    return pictures.to(torch.promote_types(pictures.dtype, torch.float32))
