@@ -284,11 +284,11 @@ class Diffusion(Backbone):
     def latents(self, moments: Tensor, *, drawn: bool = True) -> Tensor:
         """Latents as the pipeline takes them, drawn from the moments that the image tower gives, or their mean."""
         mean, logvar = moments.chunk(2, dim=1) if self.towers["image"].traits["sampled"] else (moments, None)
+        mean = (
+            mean.contiguous()
+        )  # noise is drawn in the order of memory, and convolutions choose their layout
         if drawn and logvar is not None:
-            noise = torch.randn(
-                mean.shape, device=mean.device, dtype=mean.dtype
-            )  # whatever the layout in memory
-            mean = mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * noise
+            mean = mean + torch.exp(0.5 * logvar.contiguous().clamp(-30, 20)) * torch.randn_like(mean)
         return self.family.latents(self.pipe, mean)
 
     @cached_property
