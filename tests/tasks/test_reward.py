@@ -19,13 +19,18 @@ from vpt.data.prompts import PromptData
 from vpt.tasks.task import PromptTask
 from vpt.towers.diffusion import Diffusion, open_pipeline
 
-# rows of a network with random weights go far, of which training warns
-pytestmark = pytest.mark.filterwarnings("ignore:a row at:UserWarning")
+# a network with random weights: rows go far, and a few steps may not help, of which training warns
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:a row at:UserWarning"),
+    pytest.mark.filterwarnings("ignore:the reward on held-out pictures:UserWarning"),
+]
 PROMPTS = ["a <my-mug>", "a red <my-mug>"]
 QUICK: dict[str, Any] = {
     **{"objective": "reward", "reward": "colours:red", "inference_steps": 2, "last": 2},
     **{"concept": "my-mug", "progress": False, "warmup": 0.0, "store": "off"},
 }
+
+FAST = {**QUICK, "inference_steps": 1, "last": 1, "guidance": 1.0}  # one pass of the network a picture
 
 
 def red(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -94,12 +99,9 @@ def test_a_reward_rises_on_seeds_that_are_not_trained_on(
     assert float(torch.cat(drawn).mean()) == pytest.approx(end["value"], abs=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:the reward on held-out pictures:UserWarning")
 def test_staying_near_the_start_is_weighed(backbone: Diffusion) -> None:
     far, near = (
-        vpt.tune(
-            backbone, prompts(), "textual-inversion", **QUICK, word="dog", lr=0.05, epochs=4, near=weight
-        )
+        vpt.tune(backbone, prompts(), "textual-inversion", **FAST, word="dog", lr=0.05, epochs=4, near=weight)
         for weight in (0.0, 100.0)
     )
     start = backbone.vectors("text", "dog")
@@ -110,7 +112,7 @@ def test_staying_near_the_start_is_weighed(backbone: Diffusion) -> None:
 def test_a_killed_run_goes_on_to_the_same_rows(
     backbone: Diffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {**QUICK, "word": "dog", "lr": 0.05, "epochs": 3}
+    options = {**FAST, "word": "dog", "lr": 0.05, "epochs": 3}
     data = {"val": 0.0, "seeds": 1, "batch_size": 1}
     whole = vpt.tune(backbone, prompts(**data), "textual-inversion", **options)
     step = PromptTask.training_step
@@ -131,9 +133,9 @@ def test_a_killed_run_goes_on_to_the_same_rows(
 
 
 def test_learning_rates_are_compared_side_by_side(backbone: Diffusion) -> None:
-    tuned = vpt.tune(backbone, prompts(), "textual-inversion", **QUICK, word="dog", lr=(1e-6, 0.05), epochs=3)
+    tuned = vpt.tune(backbone, prompts(), "textual-inversion", **FAST, word="dog", lr=(1e-6, 0.05), epochs=3)
     assert tuned.prompts.about["train"]["lr"] == 0.05
-    alone = vpt.tune(backbone, prompts(), "textual-inversion", **QUICK, word="dog", lr=0.05, epochs=3)
+    alone = vpt.tune(backbone, prompts(), "textual-inversion", **FAST, word="dog", lr=0.05, epochs=3)
     for site, rows in alone.rows.items():
         torch.testing.assert_close(rows, tuned.rows[site])
 
@@ -206,7 +208,7 @@ def test_a_reward_reads_words_where_the_prompt_has_a_placeholder(
         backbone,
         prompts(),
         "textual-inversion",
-        **{**QUICK, "reward": "colours:listens"},
+        **{**FAST, "reward": "colours:listens"},
         word="dog",
         epochs=1,
     )
