@@ -9,9 +9,10 @@ from pipelines import sd, shared
 from vpt.methods.context import ContextRows
 from vpt.methods.textual_inversion import PPlus, TextualInversion
 from vpt.prompt import Site
-from vpt.tasks.diffusion import DiffusionLearner, Started, layers_of, moved
+from vpt.tasks.diffusion import DiffusionLearner, Started, moved
 from vpt.tower import Stream
 from vpt.towers.diffusion import open_pipeline
+from vpt.towers.layered import sets_of
 
 X, T = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([10, 900])
 SAID = ["a photo of <my-mug>", "<my-mug> in rain"]
@@ -102,7 +103,7 @@ def test_a_checkpoint_holds_rows_and_the_file_their_shape(backbone):
         "text/embedded/<my-mug>": (4, 1, 32)
     }
     assert (made.about["family"], made.about["axis"]) == ("StableDiffusion", "cross-attention")
-    assert layers_of(made.rows) == 4
+    assert sets_of(made.rows) == 4
     assert "epsilon" in learner.layout()
 
 

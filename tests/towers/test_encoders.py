@@ -166,3 +166,22 @@ def test_words_of_placeholders_are_known_or_refused():
         backbone.embeds("a <my-cat>", {Site("text", "embedded", MUG): torch.randn(1, 32)})
     said = backbone.embeds("a <my-mug>", {}, words={MUG: "dog"})["prompt_embeds"]
     assert torch.equal(said, backbone.embeds("a dog")["prompt_embeds"])
+
+
+def test_what_is_kept_serves_training_and_its_own_model_alone():
+    """A sentence without rows is read once, by each model, and is no tensor of inference mode."""
+    tokenizer, kept = clip_tokenizer(), {}
+    model, other = clip(), clip()
+    with torch.no_grad():
+        other.get_input_embeddings().weight.add_(1.0)
+    ids = asked(tokenizer, ["a cat"])["input_ids"]
+    found = []
+    for one in (model, other, model):
+        own = Reader(one, open_encoder(one, "text"), Vocabulary.of(tokenizer, {}), {}, kept)
+        with torch.inference_mode():
+            found.append(own(ids)[0])
+        assert not found[-1].is_inference()
+        with torch.no_grad():
+            assert torch.equal(found[-1], one(ids)[0])
+    assert found[0] is found[2]
+    assert own(ids, output_hidden_states=True).hidden_states is not None

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vpt.methods.method import Method, Say, Seen, deep
+from vpt.methods.textual_inversion import check_word
 from vpt.prompt import Context, Prompt, Site
 from vpt.tower import Tower
-from vpt.towers.tokens import PLACEHOLDER, Tokens
+from vpt.towers.tokens import Tokens
 
 __all__ = ["Concept"]
 
@@ -47,15 +48,9 @@ class Concept(Method):
         near: float = 0.1,
     ) -> None:
         super().__init__()
-        self.slot, self.word, self.near = f"<{name}>", word, near
-        if not (found := PLACEHOLDER.fullmatch(self.slot)) or found[2] or name == "ctx":
-            raise ValueError(
-                f"a concept cannot be called {name!r}. Use letters, digits, - and _, such as my-mug; ctx is taken."
-            )
+        self.slot, self.word, self.near = check_word(name, word), word, near
         self.placeholders = {self.slot: word}
         vectors = tokens.embed(word)
-        if not len(vectors):
-            raise ValueError("word is empty. Say what kind of thing the concept is, such as mug.")
         self.text_prompt = Prompt(text.name, self.slot, deep("embedded", layers, text), length, text.width)
         rows = self.text_prompt.table().detach().clone()
         rows[0] = vectors[torch.arange(length) % len(vectors)]

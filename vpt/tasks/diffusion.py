@@ -15,10 +15,10 @@ from vpt.prompt import Rows, Site
 from vpt.tasks.learning import Learning
 from vpt.tower import Stream, Tower
 from vpt.towers.diffusion import Diffusion
-from vpt.towers.layered import layered_twin
+from vpt.towers.layered import layered_twin, sets_of
 from vpt.towers.twin import twin
 
-__all__ = ["DiffusionLearner", "Started", "layers_of", "moved"]
+__all__ = ["DiffusionLearner", "Started", "moved"]
 
 
 class DiffusionLearner(Learning):
@@ -38,7 +38,7 @@ class DiffusionLearner(Learning):
         learns = denoiser.learns_from is not None
         if remat:
             if not learns:  # the pipeline's own is left as it is
-                make = layered_twin if layers_of(self.start) > 1 else twin
+                make = layered_twin if sets_of(self.start) > 1 else twin
                 denoiser = replace(denoiser, model=make(denoiser.model))
             denoiser.model.enable_gradient_checkpointing()  # type: ignore[operator]
         self.towers, self.frozen = (
@@ -72,7 +72,7 @@ class DiffusionLearner(Learning):
         self, rows: Rows, noisy: Tensor, t: Tensor, captions: Sequence[str], network: Tower | None
     ) -> Tensor:
         """The prediction with these rows and of this network."""
-        words, layers = self.method.placeholders, layers_of(rows)
+        words, layers = self.method.placeholders, sets_of(rows)
         given = self.backbone.embeds(captions, rows, words=words, guided=False, strict=True)
         return self.backbone.predict(noisy, t, given, self.size, network=network, layers=layers)
 
@@ -83,7 +83,7 @@ class DiffusionLearner(Learning):
 
     def label(self) -> dict[str, Any]:
         """The family, and what an axis of rows means."""
-        axis = {"axis": "cross-attention"} if layers_of(self.start) > 1 else {}
+        axis = {"axis": "cross-attention"} if sets_of(self.start) > 1 else {}
         return {"family": self.backbone.kind, **axis}
 
 
@@ -97,11 +97,6 @@ class Started:
         """The prediction with the first rows, and with the network as it came."""
         rows = {site: r.to(noisy.device) for site, r in self.learner.start.items()}
         return self.learner.told(rows, noisy, t, captions, self.learner.frozen[-1])
-
-
-def layers_of(rows: Rows) -> int:
-    """How many cross-attentions have rows of their own (P+); 1 where all read the same."""
-    return max((len(r) for r in rows.values() if r.ndim == 3), default=1)
 
 
 def moved(start: Mapping[Site, Tensor], rows: Rows) -> float:

@@ -85,10 +85,6 @@ class Kind:
             )
         return []
 
-    def search(self, learner: Learning, run: Any) -> Any:
-        """Training without gradients, by the optimizer cma, which a recipe has for rewards only."""
-        raise NotImplementedError
-
     def bound(self, backbone: Backbone, prompts: PromptSet, precision: str) -> Bound:
         """What is handed to the user."""
         return Tuned(backbone, prompts, precision=precision)

@@ -30,7 +30,7 @@ from vpt.tower import Tower
 from vpt.towers.backbone import Backbone
 from vpt.towers.diffusion import Diffusion
 
-__all__ = ["Noise", "measure_noise"]
+__all__ = ["Noise", "before_and_after"]
 
 
 class Noise(Kind):
@@ -105,27 +105,32 @@ class Noise(Kind):
     def numbers(self, tuned: Any, learner: Learning, numbers: Numbers) -> dict[str, list[dict[str, Any]]]:
         assert isinstance(learner, DiffusionLearner)
         objective = self.objective(tuned.backbone, numbers.data, numbers.recipe)
-        found = measure_noise(learner, objective, numbers, self.held(numbers.data))
+        held, data = self.held(numbers.data), numbers.data
+        batches = DataLoader(data.pictures(held), max(1, data.batch_size))
+        split = "val" if held == "val" else "held-out noise"
+        found = before_and_after(learner, Started(learner), objective, numbers, split, batches)
         now = told(learner)
         tuned.prompts.about["train"] |= now
         warn_unchanged(now, found)
         return found
 
 
-def measure_noise(
-    learner: DiffusionLearner, objective: Any, numbers: Numbers, split: str
+def before_and_after(
+    learner: Learning, started: Any, objective: Objective, numbers: Numbers, split: str, batches: Any
 ) -> dict[str, list[dict[str, Any]]]:
-    """The error under noises that were not trained on, with the rows as they are and as they started, on a split."""
-    data = numbers.data
-    loader = DataLoader(data.pictures(split), max(1, data.batch_size))
-    name = "val" if split == "val" else "held-out noise"
+    """The objective's headline with the rows as they are, and as they started, on the same batches.
+
+    split: what the numbers call these batches; where the data have no such split, they are the training pictures.
+    """
+    data, device = numbers.data, learner.tower.device
+    counts = data.protocol()["counts"]
+    told = {"split": split, "count": counts.get(split, counts["train"]), "seed": data.seed}
     found: dict[str, list[dict[str, Any]]] = {}
-    for when, model in (("metrics", learner), ("before", Started(learner))):
-        metric = objective.metric().to(learner.tower.device)
-        with torch.inference_mode(), autocast(learner.tower.device, numbers.precision):
-            for batch in numbers.bar(f"measuring on {name}")(loader):
-                inputs = batch["image"].to(learner.tower.device)
-                objective.observe(metric, model, inputs, batch)
-        told = {"split": name, "count": data.protocol()["counts"][split], "seed": data.seed}
-        found[when] = [{"name": "loss", "value": float(metric.compute()), **told}]
+    for when, model in (("metrics", learner), ("before", started)):
+        metric = objective.metric().to(device)
+        with torch.inference_mode(), autocast(device, numbers.precision):
+            for batch in numbers.bar(f"measuring on {split}")(batches):
+                objective.observe(metric, model, batch["image"].to(device), batch)
+            value = objective.result(metric, model)[objective.headline]
+        found[when] = [{"name": objective.headline, "value": float(value), **told}]
     return found

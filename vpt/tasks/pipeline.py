@@ -16,11 +16,10 @@ from vpt.prompt import Rows, Site
 from vpt.promptset import PromptSet, join
 from vpt.tasks.bound import Bound
 from vpt.tasks.device import autocast
-from vpt.tasks.diffusion import layers_of
 from vpt.tasks.draw import Settings, draw_batch, settings_of
 from vpt.tasks.learner import build_method
 from vpt.towers.diffusion import Diffusion
-from vpt.towers.layered import layered
+from vpt.towers.layered import layered, sets_of
 
 __all__ = ["TunedPipeline"]
 
@@ -61,9 +60,7 @@ class TunedPipeline(Bound):
             return cls(backbone, sets[0], precision=precision)
         if sum(bool(s.weights) for s in sets) > 1:
             raise ValueError("two of these files change the network, each on its own. Give one of them.")
-        if max(layers_of(s.rows) for s in sets) > 1 and any(
-            place.startswith("context/") for place in written
-        ):
+        if max(sets_of(s.rows) for s in sets) > 1 and any(place.startswith("context/") for place in written):
             raise ValueError(
                 "rows of P+ give each cross-attention a context of its own, and rows of the context hold for one. Use "
                 "either."
@@ -106,7 +103,7 @@ class TunedPipeline(Bound):
 
     def layers(self, pipe: Any = None) -> AbstractContextManager[None]:
         """While it is open, rows of P+ reach their own cross-attentions; other rows need it not."""
-        return layered(_network(self.pipe if pipe is None else pipe), layers_of(self.rows))
+        return layered(_network(self.pipe if pipe is None else pipe), sets_of(self.rows))
 
     def settings(
         self,

@@ -14,18 +14,18 @@ from vpt.methods.method import Method
 from vpt.objectives.objective import Objective
 from vpt.objectives.reward import Judge, Reward
 from vpt.prompt import Context, Rows
-from vpt.tasks.device import autocast
-from vpt.tasks.diffusion import DiffusionLearner, layers_of
+from vpt.tasks.diffusion import DiffusionLearner
 from vpt.tasks.judge import judge_of
 from vpt.tasks.learning import Learning
 from vpt.tasks.measure import Numbers
-from vpt.tasks.noise import Noise
+from vpt.tasks.noise import Noise, before_and_after
 from vpt.tasks.task import Recipe
 from vpt.tasks.watch import told
 from vpt.tower import Tower
 from vpt.towers.backbone import Backbone
 from vpt.towers.diffusion import Diffusion
 from vpt.towers.drawing import draw, guidance_of
+from vpt.towers.layered import sets_of
 from vpt.towers.tokens import PLACEHOLDER
 
 __all__ = ["RewardLearner", "Rewarded"]
@@ -90,7 +90,7 @@ class RewardLearner(DiffusionLearner):
             last=self.last if last is None else last,
             guidance=self.guidance,
             network=self.towers[1],
-            layers=layers_of(rows),
+            layers=sets_of(rows),
         )
 
     def layout(self) -> str:
@@ -197,7 +197,9 @@ class Rewarded(Noise):
 
     def numbers(self, tuned: Any, learner: Learning, numbers: Numbers) -> dict[str, list[dict[str, Any]]]:
         assert isinstance(learner, RewardLearner)
-        found = measure_reward(learner, self.objective(tuned.backbone, numbers.data, numbers.recipe), numbers)
+        objective = self.objective(tuned.backbone, numbers.data, numbers.recipe)
+        batches = numbers.data.val_dataloader()
+        found = before_and_after(learner, _Began(learner), objective, numbers, "val", batches)
         tuned.prompts.about["train"] |= told(learner)
         now, before = (found[when][0]["value"] for when in ("metrics", "before"))
         if not now > before:
@@ -207,22 +209,6 @@ class Rewarded(Noise):
                 stacklevel=2,
             )
         return found
-
-
-def measure_reward(
-    learner: RewardLearner, objective: Any, numbers: Numbers
-) -> dict[str, list[dict[str, Any]]]:
-    """The mean reward of held-out prompts and seeds, with the rows as they are and as they started."""
-    data, device = numbers.data, learner.tower.device
-    found: dict[str, list[dict[str, Any]]] = {}
-    for when, model in (("metrics", learner), ("before", _Began(learner))):
-        metric = objective.metric().to(device)
-        with torch.inference_mode(), autocast(device, numbers.precision):
-            for batch in numbers.bar("drawing held-out prompts")(data.val_dataloader()):
-                objective.observe(metric, model, batch["image"], batch)
-        held = {"split": "val", "count": data.protocol()["counts"]["val"], "seed": data.seed}
-        found[when] = [{"name": "reward", "value": float(metric.compute()), **held}]
-    return found
 
 
 def _against(rows: Mapping[Any, Tensor]) -> bool:

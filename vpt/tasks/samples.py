@@ -16,9 +16,10 @@ from torchvision.utils import make_grid
 
 from vpt.promptset import write_atomically
 from vpt.tasks.device import autocast
-from vpt.tasks.diffusion import DiffusionLearner, layers_of
+from vpt.tasks.diffusion import DiffusionLearner
 from vpt.tasks.task import PromptTask
 from vpt.towers.drawing import draw
+from vpt.towers.layered import sets_of
 
 __all__ = ["Samples", "grid"]
 
@@ -85,7 +86,7 @@ def grid(learner: DiffusionLearner, prompts: Sequence[str]) -> Tensor:
                 learner.size,
                 steps=STEPS,
                 network=learner.towers[1],
-                layers=layers_of(rows),
+                layers=sets_of(rows),
             )
             for seed in SEEDS
         ]

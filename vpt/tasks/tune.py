@@ -10,12 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
 from rich.progress import track
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -26,7 +23,7 @@ from vpt.methods import METHODS, method_class
 from vpt.methods.method import Method
 from vpt.objectives.retrieve import Retrieve
 from vpt.promptset import PromptSet, write_atomically
-from vpt.tasks.callbacks import LastGood, StepTime, quiet
+from vpt.tasks.callbacks import StepTime, quiet
 from vpt.tasks.device import Machine, PeakMemory, autocast, resolve_device, resolve_precision
 from vpt.tasks.kinds import kind_of
 from vpt.tasks.learner import Learner, build_method
@@ -35,6 +32,7 @@ from vpt.tasks.measure import Numbers, shelves_of
 from vpt.tasks.pairs import check_kind
 from vpt.tasks.store import Stored, fill
 from vpt.tasks.task import Diverged, PromptTask, Recipe
+from vpt.tasks.trainer import trainer_of
 from vpt.towers.backbone import Backbone
 from vpt.towers.load import load
 
@@ -299,7 +297,7 @@ class Run:
 
     def _train(self, learners: list[Learning], resumed: Path | None, timer: StepTime) -> Any:
         if self.recipe.optimizer == "cma":
-            return self.kind.search(learners[0], self)
+            return cast(Any, self.kind).search(learners[0], self)  # a recipe has it for rewards alone
         with quiet():
             loader, val = self.data.train_dataloader(), self._held()
         low = min((learner.low for learner in learners), key=learners[0].tower.index)
@@ -328,7 +326,14 @@ class Run:
         )
         try:
             with quiet():
-                trainer = self._trainer(timer)
+                trainer = trainer_of(
+                    self.machine,
+                    self.recipe,
+                    self.objective,
+                    self.device,
+                    self.precision,
+                    [timer, *self.watching],
+                )
                 trainer.fit(task, loader, val or None, ckpt_path=resumed, weights_only=False)
         except Diverged:
             self._keep_last_good(task)
@@ -346,39 +351,6 @@ class Run:
         if self.kind.held(self.data) == "train":
             return self._batches()
         return self.data.val_dataloader()
-
-    def _trainer(self, timer: StepTime) -> L.Trainer:
-        callbacks: list[Callback] = [timer, *self.watching]
-        loggers: list[Any] = []
-        if self.out is not None:
-            callbacks.append(LastGood(self.out / "checkpoints", self.machine.checkpoint_every))
-            loggers = [
-                CSVLogger(self.out, "logs", version=""),
-                TensorBoardLogger(self.out, "logs", version=""),
-            ]
-        if self.machine.progress:
-            callbacks.append(RichProgressBar())
-        if self.recipe.patience:
-            name = f"val/{self.objective.headline}"
-            callbacks.append(EarlyStopping(name, patience=self.recipe.patience, mode=self.objective.better))
-        index = [self.device.index or 0] if self.device.type == "cuda" else 1
-        options: dict[str, Any] = {
-            "accelerator": {"cuda": "gpu"}.get(self.device.type, self.device.type),
-            "devices": index,
-            "precision": self.precision,
-            "max_epochs": self.recipe.epochs,
-            "logger": loggers,
-            "callbacks": callbacks,
-            "enable_progress_bar": self.machine.progress,
-            "enable_checkpointing": self.out is not None,
-            "enable_model_summary": False,
-            "use_distributed_sampler": False,
-            "num_sanity_val_steps": 0,
-            "log_every_n_steps": 10,
-            "gradient_clip_val": self.recipe.clip or None,
-            "default_root_dir": self.out,
-        }
-        return L.Trainer(**{**options, **(self.machine.trainer or {})})
 
     def _keep_last_good(self, task: PromptTask) -> None:
         """Write the prompts of the last epoch whose loss was finite."""

@@ -27,7 +27,7 @@ from vpt.towers.context import join_context, open_context
 from vpt.towers.encoders import Reader, Vocabulary, open_encoder
 from vpt.towers.families import Family, family_of
 from vpt.towers.frozen import forgetful
-from vpt.towers.layered import cross_attentions, layered
+from vpt.towers.layered import cross_attentions, layered, sets_of
 from vpt.towers.probe import Probe
 from vpt.towers.tokens import PLACEHOLDER
 
@@ -129,15 +129,9 @@ class Diffusion(Backbone):
         """
         rows, pipe = rows or {}, self.pipe if pipe is None else pipe
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        against = (
-            None
-            if negative is None
-            else [negative] * len(prompts)
-            if isinstance(negative, str)
-            else list(negative)
-        )
+        against = [negative] * len(prompts) if isinstance(negative, str) else list(negative or ()) or None
         self._refuse_unknown([*prompts, *(against or ())], rows, words or {})
-        sets = max((len(r) for s, r in rows.items() if r.ndim == 3 and s.tower in self.encoders), default=1)
+        sets = sets_of(rows)
         asked, readers = self._readers(pipe, rows)
         if self.family.twice:
             if against is None and self.family.against is not None:
@@ -225,7 +219,7 @@ class Diffusion(Backbone):
         """Whether every placeholder was read; a long sentence loses its end."""
         for name, reader in readers.items():
             for slot in reader.vocabulary.rows:
-                want = sets * sum(len(PLACEHOLDER.findall(text)) and text.count(slot) for text in texts)
+                want = sets * sum(text.count(slot) for text in texts)
                 if reader.seen[slot] < want:
                     told = (
                         f"a prompt is longer than {self.kind}'s {name!r} encoder reads, and lost {slot}. Shorten it, "
@@ -284,9 +278,8 @@ class Diffusion(Backbone):
     def latents(self, moments: Tensor, *, drawn: bool = True) -> Tensor:
         """Latents as the pipeline takes them, drawn from the moments that the image tower gives, or their mean."""
         mean, logvar = moments.chunk(2, dim=1) if self.towers["image"].traits["sampled"] else (moments, None)
-        mean = (
-            mean.contiguous()
-        )  # noise is drawn in the order of memory, and convolutions choose their layout
+        # noise is drawn in the order of memory, and convolutions choose a layout of their own
+        mean = mean.contiguous()
         if drawn and logvar is not None:
             mean = mean + torch.exp(0.5 * logvar.contiguous().clamp(-30, 20)) * torch.randn_like(mean)
         return self.family.latents(self.pipe, mean)

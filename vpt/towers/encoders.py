@@ -28,6 +28,7 @@ from vpt.encode import advance, tap
 from vpt.prompt import Rows
 from vpt.tower import Stream, Tower
 from vpt.towers.hf import open_clip_text
+from vpt.towers.layered import sets_of
 from vpt.towers.steps import then
 from vpt.towers.tokens import PLACEHOLDER
 
@@ -119,7 +120,7 @@ class Reader:
     """Stands where a pipeline's text encoder stands, and is called as it is; rows are written at placeholders.
 
     rows: of this encoder's tower; [L, n, width] are L sets, and the batch then holds the sentences L times over.
-    kept: outputs of sentences without rows, by their ids: an encoder that learns nothing reads each once.
+    kept: outputs of sentences without rows, by their ids and by the model that read them, each once.
     seen: how often each placeholder was met in full.
     """
 
@@ -143,17 +144,16 @@ class Reader:
             self.seen.update({slot: len(at) // self.vocabulary.rows[slot] for slot, at in found.items()})
         if any(held) or any(not site.slot.startswith("<") for site in self.rows):
             return self._read(input_ids, held, attention_mask, how)
-        key = (
-            input_ids.cpu().numpy().tobytes(),
-            tuple(input_ids.shape),
-            str(attention_mask),
-            str(sorted(how)),
-        )
+        masked = b"" if attention_mask is None else attention_mask.cpu().numpy().tobytes()
+        where = (id(self.model), self.model.dtype, input_ids.device, tuple(input_ids.shape))
+        key = (where, input_ids.cpu().numpy().tobytes(), masked, str(sorted(how.items())))
         if key not in self.kept:
             if len(self.kept) >= KEPT:
                 self.kept.clear()
-            with torch.no_grad():
-                self.kept[key] = self.model(input_ids, attention_mask=attention_mask, **how)
+            # read while measuring, they serve training too
+            with torch.inference_mode(False), torch.no_grad():
+                mask = None if attention_mask is None else attention_mask.clone()
+                self.kept[key] = self.model(input_ids.clone(), attention_mask=mask, **how)
         return self.kept[key]
 
     def _held(self, ids: Sequence[int]) -> dict[str, list[tuple[int, int]]]:
@@ -173,7 +173,7 @@ class Reader:
 
     def _streams(self, ids: Tensor, held: Sequence[dict[str, Any]]) -> Iterator[tuple[list[int], Stream]]:
         """Runs of sentences that hold the same placeholders equally often, with their numbers."""
-        sets = max((len(r) for r in self.rows.values() if r.ndim == 3), default=1)
+        sets = sets_of(self.rows)
         known = torch.tensor(list(self.vocabulary.ids) or [-1], device=ids.device)
         plain = ids.masked_fill(torch.isin(ids, known), self.vocabulary.holder)
 

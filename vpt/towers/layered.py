@@ -13,15 +13,21 @@ from typing import Any
 
 from torch import Tensor
 
+from vpt.prompt import Rows
 from vpt.towers.twin import twin
 
-__all__ = ["cross_attentions", "layered", "layered_twin"]
+__all__ = ["cross_attentions", "layered", "layered_twin", "sets_of"]
 
 
 def cross_attentions(network: Any) -> list[str]:
     """Names of a U-Net's cross-attentions, in the order of ``attn_processors``: down, up, middle; [] for others."""
     processors = getattr(network, "attn_processors", {}) if hasattr(network, "down_blocks") else {}
     return [name for name in processors if name.endswith("attn2.processor")]
+
+
+def sets_of(rows: Rows) -> int:
+    """How many cross-attentions have rows of their own; 1 where all read the same."""
+    return max((len(r) for r in rows.values() if r.ndim == 3), default=1)
 
 
 class _Part:
