@@ -1,13 +1,14 @@
 """The checker on true pictures, on pictures that obey nothing, and on blurred and noisy ones."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from vpt.data.painted import Look, draw, painting
-from vpt.data.scene_check import look_at, obeyed
+from vpt.data.painted import Look, Setting, draw, painting
+from vpt.data.scene_check import cut_out, look_at, obeyed
 from vpt.data.scenes import COLOURS, SHAPES
 
 
@@ -50,3 +51,15 @@ def test_nothing_is_seen_on_an_empty_ground_and_no_shape_in_a_blot():
     blot = np.full((64, 64, 3), 230, np.uint8)
     blot[20:24, 8:56] = blot[8:56, 52:56] = (214, 39, 40)  # a bent bar
     assert look_at(Image.fromarray(blot)) == ("red", None, "white")
+
+
+def test_a_thing_cut_out_is_the_same_wherever_it_stands():
+    def cut(shape, background, place):
+        one = replace(painting(3, 1), colour="red", shape=shape, setting=Setting(background, "large", place))
+        return cut_out(draw(one))
+
+    here, there = cut("heart", "blue", "at the top left"), cut("heart", "yellow", "on the right")
+    other = cut("cross", "blue", "at the top left")
+    assert here.shape == (32, 32, 3)
+    assert np.abs(here - there).mean() < 0.05 < np.abs(here - other).mean()
+    assert np.ptp(cut_out(Image.new("RGB", (64, 64), (9, 9, 9)))) == 0  # nothing stands out of one colour

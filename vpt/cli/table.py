@@ -27,6 +27,7 @@ cross-dataset   trained on one data set (--source), measured on others
 domain-shift    trained on ImageNet, measured on its variants
 vtab            VTAB-1k: 800 and 200 pictures choose the learning rate, then 1,000 train, five seeds
 fgvc            five fine-grained data sets, five seeds
+dreambooth      30 subjects drawn in 25 sentences each; its options: vpt table dreambooth --help
 
 Which pictures: --root DATA holds the data sets of the CoOp line of work as KaiyangZhou/CoOp, DATASETS.md lays them
 out (the files of each: configs/datasets/); --datasets takes some of them by name, without it all. --data adds others:
@@ -43,6 +44,10 @@ Stopped, the same command goes on where it was. Results with different protocols
 
 def run(command: str, argv: list[str]) -> None:
     """Make the table, print it in Markdown, and write table.md, table.csv and table.png."""
+    if argv[:1] == ["dreambooth"]:  # drawn, not classified: other options, and other numbers
+        from vpt.cli import table_dreambooth
+
+        return table_dreambooth.run(command, argv[1:])
     args = _arguments(any(word in argv for word in ("-h", "--help"))).parse_args(argv)
     plan = _plan(args)
 
@@ -87,7 +92,7 @@ def _arguments(explain: bool = False) -> argparse.ArgumentParser:
         epilog=told,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("kind", choices=(*KINDS, "dreambooth"))
     parser.add_argument("--root", help="the folder that holds the data sets")
     parser.add_argument("--datasets", help="names, comma separated; by default all of the kind")
     parser.add_argument(

@@ -13,13 +13,14 @@ from scipy import ndimage
 from vpt.data.painted import BACKGROUNDS, Look
 from vpt.data.scenes import COLOURS, SHAPES, draw_shape
 
-__all__ = ["Obeyed", "Seen", "look_at", "obeyed"]
+__all__ = ["Obeyed", "Seen", "cut_out", "look_at", "obeyed"]
 
 SIDE = 64  # pixels to which a picture is brought
 RING = 3  # of these: along the edge, where the background is looked at
 FINE = 4  # how much finer outlines are compared
 FAINT = 15.0  # a thing that differs less than this from the background (CIELAB) is not seen
 ALIKE = 0.7  # of two outlines: their intersection over their union
+PART = 0.25  # a thing of several colours: parts may be this much more like the background than the others
 TEMPLATE = 64
 LIGHT = {"pale": (225, 225, 225), "shaded": (200, 200, 200)}  # say "white", too
 
@@ -42,22 +43,51 @@ class Obeyed(NamedTuple):
 
 def look_at(picture: Image.Image) -> Seen:
     """What a picture of any size shows, by the words of COLOURS, SHAPES and BACKGROUNDS."""
+    lab, ground, largest = _stands_out(picture)
+    background = _nearest(ground, {**BACKGROUNDS, **LIGHT})
+    background = "white" if background in LIGHT else background
+    if largest is None:
+        return Seen(None, None, background)
+    inside = ndimage.minimum_filter(largest, 3 * FINE)[FINE // 2 :: FINE, FINE // 2 :: FINE]
+    away = np.linalg.norm(lab - ground, axis=-1)
+    here = inside if inside.any() else away == away.max()
+    return Seen(_nearest(np.median(lab[here], axis=0), COLOURS), _shape(largest), background)
+
+
+def cut_out(picture: Image.Image, side: int = 32) -> np.ndarray:
+    """The largest thing alone, its box stretched to a square, on middle grey: [side, side, 3] in [0, 1].
+
+    So two pictures of one thing are alike wherever it stands, and whatever is behind it.
+    """
+    mask = _stands_out(picture, PART)[2]
+    if mask is None:
+        return np.full((side, side, 3), 0.5)
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    whole = picture.convert("RGB").resize((FINE * SIDE,) * 2, Image.Resampling.BILINEAR)
+    grey = Image.new("RGB", whole.size, (128, 128, 128))
+    shown = Image.composite(whole, grey, Image.fromarray(255 * mask.astype(np.uint8)))
+    return np.asarray(shown.crop(box).resize((side, side), Image.Resampling.BOX)) / 255.0
+
+
+def _stands_out(picture: Image.Image, share: float = 0.5) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """CIELAB [SIDE, SIDE, 3], the background's colour, and where the largest thing is, FINE times as fine; None
+    where nothing stands out.
+
+    share: of how much the most different pixels differ from the background; what differs less belongs to it.
+    """
     lab = _lab(np.asarray(picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)) / 255.0)
     ring = np.ones((SIDE, SIDE), bool)
     ring[RING:-RING, RING:-RING] = False
     ground = np.median(lab[ring], axis=0)
-    background = _nearest(ground, {**BACKGROUNDS, **LIGHT})
     away = np.linalg.norm(lab - ground, axis=-1)
     reach = float(np.quantile(away, 0.985))  # the smallest thing has more than 1.5% of the pixels
     if reach < FAINT:
-        return Seen(None, None, "white" if background in LIGHT else background)
+        return lab, ground, None
     fine = Image.fromarray(away.astype(np.float32)).resize((FINE * SIDE,) * 2, Image.Resampling.BILINEAR)
-    parts, _ = ndimage.label(np.asarray(fine) > reach / 2)
+    parts, _ = ndimage.label(np.asarray(fine) > share * reach)
     largest = ndimage.binary_fill_holes(parts == np.bincount(parts[parts > 0]).argmax())
-    inside = ndimage.minimum_filter(largest, 3 * FINE)[FINE // 2 :: FINE, FINE // 2 :: FINE]
-    here = inside if inside.any() else away == away.max()
-    colour = np.median(lab[here], axis=0)
-    return Seen(_nearest(colour, COLOURS), _shape(largest), "white" if background in LIGHT else background)
+    return lab, ground, np.asarray(largest)
 
 
 def obeyed(look: Look, picture: Image.Image) -> Obeyed:

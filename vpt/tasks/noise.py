@@ -41,8 +41,8 @@ class Noise(Kind):
     def check(self, name: str, method: Method, backbone: Backbone, recipe: Recipe) -> None:
         if not isinstance(backbone, Diffusion):
             raise ValueError(
-                f"{backbone.name} draws no pictures. For text to image give a diffusion pipeline, such as "
-                "diffusers/REPO_OR_FOLDER."
+                f"{backbone.name} draws no pictures. For text to image give a diffusion pipeline: "
+                "starter/sd-mini or diffusers/REPO_OR_FOLDER."
             )
         with torch.no_grad(), torch.random.fork_rng():
             rows = method(Context(1))

@@ -43,7 +43,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Result:
-    """One run. metrics: of the test split.  bytes: of the file.  seconds: all in all.
+    """One run. metrics: of the test split, empty without one.  bytes: of the file.  seconds: all in all.
 
     val: metrics of the val split, empty without one.
     beside: what else was measured, by a name such as "novel" or "general": metrics and count, or ``why`` it was not.
@@ -213,7 +213,7 @@ def _result(c: Candidate, tuned: Tuned, seed: int, folder: Path, key: str) -> Re
         c.name,
         c.method,
         seed,
-        after["test"],
+        after.get("test", {}),
         train["parameters"],
         path.stat().st_size,
         train["seconds"],

@@ -15,10 +15,10 @@ __all__ = ["draw", "over_shots", "panels"]
 ACROSS = 4  # panels in a row
 
 
-def draw(table: Table, look: Look) -> Figure:
-    """Lines where the columns are numbers of shots, else a panel a column."""
+def draw(table: Table, look: Look, told: str = "test accuracy, %") -> Figure:
+    """Lines where the columns are numbers of shots, else a panel a column. told: what the numbers are."""
     shots = [column for column in table.columns if column.endswith((" shot", " shots"))]
-    return over_shots(table, look) if len(shots) > 1 else panels(table, look)
+    return over_shots(table, look) if len(shots) > 1 else panels(table, look, told)
 
 
 def over_shots(table: Table, look: Look) -> Figure:
@@ -48,7 +48,7 @@ def over_shots(table: Table, look: Look) -> Figure:
     return figure
 
 
-def panels(table: Table, look: Look) -> Figure:
+def panels(table: Table, look: Look, told: str = "test accuracy, %") -> Figure:
     """A panel a column, a line a method: a ring a seed, a bar at the mean."""
     across = min(ACROSS, len(table.columns))
     down = -(-len(table.columns) // across)
@@ -59,7 +59,7 @@ def panels(table: Table, look: Look) -> Figure:
         axes.axis("off")
     for axes, column in zip(grid.flat, table.columns, strict=False):
         for y, line in enumerate(table.lines):
-            cell, colour = line.cells[column], look.lines[y % len(look.lines)]
+            cell, colour = line.cells.get(column), look.lines[y % len(look.lines)]
             if isinstance(cell, Cell):
                 values = [100 * v for v in cell.values]
                 axes.scatter(
@@ -75,5 +75,5 @@ def panels(table: Table, look: Look) -> Figure:
         axes.set_axisbelow(True)
         axes.tick_params(labelsize=8)
         bare(axes)
-    figure.supxlabel("test accuracy, %", fontsize=9, color=look.ink)
+    figure.supxlabel(told, fontsize=9, color=look.ink)
     return figure
