@@ -39,6 +39,7 @@ COMMANDS = {
     "data": "fit",
     "compare": "compare",
     "table": "table few-shot",
+    "dreambooth": "table dreambooth",
 }
 NETWORK = Backbone(
     "tiny", {"image": tiny(num_classes=128)}, {}, "timm"
@@ -152,6 +153,18 @@ def test_a_table_builds(file: Path) -> None:
     for entry in plan["methods"]:
         build(entry["name"], entry["options"])
         Recipe(**{**plan["task"], **entry["task"]})
+
+
+@pytest.mark.parametrize("file", **named([f for f in FILES if f.parent.name == "dreambooth"]))
+def test_a_table_of_subjects_builds(file: Path) -> None:
+    from vpt.cli.table_dreambooth import _parser, _plan
+
+    args = ["--config", str(file), "--root", "characters", "--out", "unused"]
+    plan = _plan(_parser("table").parse_args(args))
+    for entry in plan["methods"]:
+        learner = build(entry["name"], entry["options"])
+        recipe = Recipe(**{**plan["task"], **entry["task"]})
+        kind_of("denoise").check(entry["name"], learner.method, pipeline(), recipe)
 
 
 @pytest.mark.parametrize("file", **named([f for f in FILES if COMMANDS[f.parent.name] == "compare"]))

@@ -140,6 +140,10 @@ def test_the_pool_gives_what_the_pipeline_makes_and_drops_captions(pipe, tmp_pat
     pool.draw(2 * RECIPE.fresh, np.random.default_rng(0))
     assert not (tmp_path / "latents-00000.npy").exists()
     assert (tmp_path / "latents-00002.npy").exists()
+    made = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    for number in range(5):  # what is in use is not made again
+        pool.draw(2 * RECIPE.fresh, np.random.default_rng(number))
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == made
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):

@@ -16,14 +16,26 @@ __all__ = ["Muon", "orthogonalise"]
 def orthogonalise(matrices: Tensor) -> Tensor:
     """Roughly ``U @ V.mT`` of each ``U @ S @ V.mT`` in [B, r, c]: same singular vectors, values in 0.7..1.2.
 
-    Five steps of a quintic Newton-Schulz iteration whose coefficients favour speed over convergence to 1.
+    Five steps of a quintic Newton-Schulz iteration whose coefficients favour speed over convergence to 1. A step
+    multiplies by a polynomial of the Gram matrix; of wide matrices, as filters are, only these are multiplied until the
+    end, which takes a third of the time for 3 x 3 filters.
     """
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices  # the Gram matrix is taken on the short side
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(5):
-        gram = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    wide, whole = x.shape[2] > 2 * x.shape[1], None
+    gram = x @ x.mT
+    for step in range(5):
+        factor = -4.7750 * gram + 2.0315 * gram @ gram
+        factor.diagonal(dim1=1, dim2=2).add_(3.4445)
+        if not wide:
+            x = factor @ x
+        else:
+            whole = factor if whole is None else factor @ whole
+        if step < 4:
+            gram = factor @ (factor @ gram) if wide else x @ x.mT
+    if whole is not None:
+        x = whole @ x
     return x.mT if tall else x
 
 

@@ -93,7 +93,7 @@ class Pool:
     def draw(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """A batch of a step: latents [B, 4, 16, 16] and text states [B, 77, 256], float32."""
         newest = FIRST + step // self.recipe.fresh
-        for number in [n for n in self.opened if n <= newest - LAST]:
+        for number in [n for n in self.opened if n < newest - LAST]:
             del self.opened[number]
             for file in self._files(number):
                 file.unlink(missing_ok=True)
