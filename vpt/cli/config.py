@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import yaml
@@ -49,18 +50,21 @@ class Start(NamedTuple):
     data: dict[str, Any]
     on: str
     prompts: bool = False  # the data are prompts, not pictures
+    task: Mapping[str, Any] = MappingProxyType({})  # of the recipe
 
 
+DRAWS = "diffusers/stable-diffusion-v1-5/stable-diffusion-v1-5"
 STARTS = {
     "classify": Start("vpt-deep", "starter/vit-mini", {}, "labelled pictures"),
     "retrieve": Start("ivlp", "starter/clip-mini", {"captions": True}, "pictures with captions"),
     "denoise": Start(
         "textual-inversion",
-        "starter/sd-mini",
-        {"captions": True, "batch_size": 4},
+        DRAWS,
+        {"captions": True, "batch_size": 5},
         "pictures of one thing",
+        task={"epochs": 200},  # five pictures are a step or two an epoch
     ),
-    "reward": Start("context", "starter/sd-mini", {}, "prompts whose pictures a reward likes", prompts=True),
+    "reward": Start("context", DRAWS, {}, "prompts whose pictures a reward likes", prompts=True),
 }
 NAMES = {"text-to-image": "denoise"}  # what people call an objective
 OTHER = (
@@ -234,6 +238,7 @@ def _parser(command: str, method: str, start: Start, help_asked: bool = False) -
         )
     parser.set_defaults({f"method.{k}": v for k, v in METHODS[method].options.items()})
     parser.set_defaults({f"data.{k}": v for k, v in start.data.items()})
+    parser.set_defaults({f"task.{k}": v for k, v in start.task.items()})
     if help_asked:
         describe(parser, made, SHORT)
     return parser

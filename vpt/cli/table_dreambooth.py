@@ -12,10 +12,11 @@ from vpt.cli.plan import add_options, plan_of
 __all__ = ["run"]
 
 KEYS = ("model", "data", "task", "seeds", "methods", "root", "dino", "clip", "each", "steps", "guidance")
-EYES = {  # by whether the pipeline is a starter: DreamBooth's own (section 4.1), or what is at hand offline
-    False: {"dino": "timm/vit_small_patch16_224.dino", "clip": "open_clip/ViT-B-32:openai"},
+EYES = {  # by whether the subjects are the drawn characters: those at hand offline, or DreamBooth's own (section 4.1)
     True: {"dino": "starter/vit-mini", "clip": "starter/clip-mini"},
+    False: {"dino": "timm/vit_small_patch16_224.dino", "clip": "open_clip/ViT-B-32:openai"},
 }
+CHARACTERS = "characters"  # what --root says for them
 METHODS = "textual-inversion,p-plus,dreambooth-lora"
 HELP = """\
 DATA is a copy of github.com/google/dreambooth: prompts_and_classes.txt beside a folder for each subject. Subjects of
@@ -91,26 +92,26 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"{where}: objective is {plan['task']['objective']}, and these methods denoise.")
     if not plan["methods"]:
         raise ValueError("vpt table dreambooth needs --methods, or a --config that names them.")
-    eyes = EYES[plan["model"]["name"].startswith("starter/")]
-    for key, default in {"root": None, "each": 4, "steps": None, "guidance": None, **eyes}.items():
-        typed_value = getattr(args, key)
-        plan[key] = plan.get(key, default) if typed_value is None else typed_value
+    plan["root"] = args.root or plan.get("root")
     if plan["root"] is None:
         raise ValueError(
             "which subjects? Give --root, a copy of github.com/google/dreambooth, or --root characters."
         )
+    eyes = EYES[plan["root"] == CHARACTERS]
+    for key, default in {"each": 4, "steps": None, "guidance": None, **eyes}.items():
+        plan[key] = plan.get(key, default) if getattr(args, key) is None else getattr(args, key)
     return plan
 
 
 def _subjects(root: str, names: str | None, out: Path) -> list[Any]:
-    from vpt.data.subjects import CHARACTERS, drawn_characters, dreambooth
+    from vpt.data import subjects
 
-    published = {} if root == "characters" else {s.name: s for s in dreambooth(root)}
-    known = published or CHARACTERS
+    published = {} if root == CHARACTERS else {s.name: s for s in subjects.dreambooth(root)}
+    known = published or subjects.CHARACTERS
     wanted = names.split(",") if names else [*known]
     if strange := [name for name in wanted if name not in known]:
         raise ValueError(f"there is no subject {strange[0]}. There are {', '.join(known)}.")
-    found = published or {s.name: s for s in drawn_characters(out / "characters")}
+    found = published or {s.name: s for s in subjects.drawn_characters(out / "characters")}
     return [found[name] for name in wanted]
 
 

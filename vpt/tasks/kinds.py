@@ -53,6 +53,10 @@ class Kind:
         """The split that measures training; "" for none."""
         return "val" if data.protocol()["counts"].get("val") else ""
 
+    def every(self, batches: int) -> int:
+        """Epochs between two measurements of the held split. batches: of an epoch."""
+        return 1
+
     def objective(self, backbone: Backbone, data: ImageData, recipe: Recipe) -> Objective:
         """The objective on these data."""
         return Classify(data.classes, data.multilabel, recipe.smoothing)

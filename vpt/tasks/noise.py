@@ -32,6 +32,8 @@ from vpt.towers.diffusion import Diffusion
 
 __all__ = ["Noise", "before_and_after"]
 
+MEASURED = 25  # steps between two measurements
+
 
 class Noise(Kind):
     """Captions that pictures are drawn from."""
@@ -42,7 +44,7 @@ class Noise(Kind):
         if not isinstance(backbone, Diffusion):
             raise ValueError(
                 f"{backbone.name} draws no pictures. For text to image give a diffusion pipeline: "
-                "starter/sd-mini or diffusers/REPO_OR_FOLDER."
+                "diffusers/REPO_OR_FOLDER."
             )
         with torch.no_grad(), torch.random.fork_rng():
             rows = method(Context(1))
@@ -64,6 +66,10 @@ class Noise(Kind):
     def held(self, data: ImageData) -> str:
         """Without a val split the training pictures, under noises that are not trained on."""
         return super().held(data) or "train"
+
+    def every(self, batches: int) -> int:
+        """A few pictures are an epoch of a step or two, and measuring costs more than that."""
+        return max(1, round(MEASURED / batches))
 
     def objective(self, backbone: Backbone, data: ImageData, recipe: Recipe) -> Objective:
         assert isinstance(backbone, Diffusion)

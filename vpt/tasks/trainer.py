@@ -26,8 +26,12 @@ def trainer_of(
     device: torch.device,
     precision: str,
     watching: Sequence[Callback],
+    every: int = 1,
 ) -> L.Trainer:
-    """A Trainer that logs and writes checkpoints where the machine has a folder; its own options win."""
+    """A Trainer that logs and writes checkpoints where the machine has a folder; its own options win.
+
+    every: epochs between two measurements, which ``recipe.patience``, in epochs, is rounded up to.
+    """
     callbacks, out = list(watching), None if machine.out is None else Path(machine.out)
     loggers: list[Any] = []
     if out is not None:
@@ -37,7 +41,8 @@ def trainer_of(
         callbacks.append(RichProgressBar())
     if recipe.patience:
         name = f"val/{objective.headline}"
-        callbacks.append(EarlyStopping(name, patience=recipe.patience, mode=objective.better))
+        patience = -(-recipe.patience // every)
+        callbacks.append(EarlyStopping(name, patience=patience, mode=objective.better))
     options: dict[str, Any] = {
         "accelerator": {"cuda": "gpu"}.get(device.type, device.type),
         "devices": [device.index or 0] if device.type == "cuda" else 1,
@@ -50,6 +55,7 @@ def trainer_of(
         "enable_model_summary": False,
         "use_distributed_sampler": False,
         "num_sanity_val_steps": 0,
+        "check_val_every_n_epoch": every,
         "log_every_n_steps": 10,
         "gradient_clip_val": recipe.clip or None,
         "default_root_dir": out,

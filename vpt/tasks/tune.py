@@ -333,6 +333,7 @@ class Run:
                     self.device,
                     self.precision,
                     [timer, *self.watching],
+                    self.kind.every(len(loader)),
                 )
                 trainer.fit(task, loader, val or None, ckpt_path=resumed, weights_only=False)
         except Diverged:

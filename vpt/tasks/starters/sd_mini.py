@@ -33,6 +33,7 @@ PART = 32  # side of the parts of pictures that the autoencoder sees first
 PARTS = 4  # of each picture
 VAE_BATCH = 8  # pictures a step of the autoencoder
 KL = 5e-4  # weight of the distance of latents to a normal distribution, a number
+SHARES, TIMES = (0.0, 0.15, 0.9, 1.0), (0.0, 0.3, 0.85, 1.0)  # of a batch, up to which part of all times
 GAMMA = 5.0  # of min-SNR weighting (arXiv 2303.09556)
 CHUNK = 1024  # pictures that are kept in one file
 FIRST, LAST = 6, 16  # chunks to begin with, and at most in use
@@ -68,12 +69,13 @@ def denoising_loss(
 ) -> Tensor:
     """Mean squared error of the velocity, weighted by min-SNR; latents [B, 4, h, w], text states [B, 77, 256].
 
-    Times are spread evenly over the batch.
+    Times are spread evenly over the batch, most of them where a thing's shape is decided: with little noise it is seen
+    in what is given, with much it is not seen at all.
     """
     b, total = len(latents), scheduler.config.num_train_timesteps
     noise = torch.randn(latents.shape, generator=generator)
     share = (torch.arange(b) + torch.rand(1, generator=generator)) / b
-    times = (share * total).long().clamp_(max=total - 1)
+    times = torch.from_numpy(np.interp(share.numpy(), SHARES, TIMES) * total).long().clamp_(max=total - 1)
     found = unet(scheduler.add_noise(latents, noise, times), times, states).sample
     signal = scheduler.alphas_cumprod[times]
     snr = signal / (1 - signal)

@@ -101,6 +101,11 @@ def sd_mini() -> StableDiffusionPipeline:
         attention_head_dim=4,  # diffusers means the number of heads by it
         norm_num_groups=16,
         use_linear_projection=True,
+        # what the whole caption says reaches every residual block too, as in DeepFloyd IF's 64 px network: a small one
+        # learns what a shape is called several times as fast
+        addition_embed_type="text",
+        addition_embed_type_num_heads=4,
+        resnet_time_scale_shift="scale_shift",
     )
     # the last step is pure noise, so that a dark background can come out of it (arXiv 2305.08891)
     scheduler = DDIMScheduler(
