@@ -62,6 +62,7 @@ def plan_of(
     start = STARTS.get(objective, STARTS["classify"])  # what is none is refused below
     plan["model"].setdefault("name", model or start.model)
     plan["data"] = {**start.data, **plan["data"]}
+    plan["task"] = {**start.task, **plan["task"]}
     plan["methods"] = args.methods.split(",") if args.methods else plan.get("methods") or []
     plan["methods"] = [_entry(entry, where) for entry in plan["methods"]]
     for name, value in typed.get("task", {}).items():
