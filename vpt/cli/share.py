@@ -13,6 +13,7 @@ __all__ = ["run"]
 VIT = ("vpt-shallow", "vpt-deep")
 CLIP = ("coop", "cocoop", "kgcoop", "prograd", "clip-vpt", "ivlp", "maple", "promptsrc", "mmrl", "peft")
 EMBEDDINGS = "textual-inversion"
+LORA = "lora"
 LAYOUTS = ("diffusers", "a1111", "kohya", "sdxl", "sd3", "flux", "t5", "xti", "reneg")
 
 
@@ -150,20 +151,31 @@ def _import_embeddings(args: argparse.Namespace) -> None:
 def _export(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="vpt export",
-        description="Write the rows of a placeholder (or a negative context) as the embeddings file of another tool.",
+        description="Write the rows of a placeholder (or a negative context) as the embeddings file of another tool, "
+        "or a DreamBooth-LoRA baseline as diffusers' LoRA file.",
     )
     parser.add_argument("file", help="a prompt file with rows at a placeholder such as <my-mug>")
     parser.add_argument(
-        "--layout", choices=LAYOUTS, default="diffusers", help="whose file to write (default: %(default)s)"
+        "--layout",
+        choices=(*LAYOUTS, LORA),
+        default="diffusers",
+        help="whose file to write (default: %(default)s)",
     )
     parser.add_argument("--name", default="", help="the placeholder without its brackets, of several")
     parser.add_argument("--out", required=True, help="file to write: .safetensors, .pt or .bin")
     args = parser.parse_args(argv)
     read_header(args.file)  # refused before torch is loaded
 
-    from vpt.importers import write_embeddings
+    from vpt.importers import write_embeddings, write_lora
     from vpt.promptset import PromptSet
 
-    name = args.name.strip("<>")
-    out = write_embeddings(PromptSet.load(args.file), args.out, args.layout, name=name)
+    prompts, name = PromptSet.load(args.file), args.name.strip("<>")
+    if args.layout != LORA:
+        out = write_embeddings(prompts, args.out, args.layout, name=name)
+    elif name:
+        raise ValueError(f"--name is of a placeholder, and the layout {LORA} has none. Leave it out.")
+    else:
+        out = write_lora(prompts, args.out)
     print(f"{args.layout}: {out} ({out.stat().st_size / 1e3:.1f} kB)")
+    for word in (prompts.about.get("placeholders") or {}).values() if args.layout == LORA else ():
+        print(f"  pipe.load_lora_weights({str(out)!r}); sentences say {word!r}")
