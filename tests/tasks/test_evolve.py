@@ -19,12 +19,21 @@ from torch import Tensor
 import vpt
 from vpt.data.prompts import PromptData
 from vpt.tasks.device import Machine
-from vpt.tasks.evolve import Reach, evolve
+from vpt.tasks.evolve import Reach
 from vpt.tasks.task import Recipe
+from vpt.tasks.tune import fit
 from vpt.towers.diffusion import Diffusion, open_pipeline
 
 OPTIONS = {"concept": "my-mug", "word": "dog"}
-RECIPE = Recipe(objective="reward", epochs=4, population=4, inference_steps=1, guidance=1.0)
+RECIPE = Recipe(
+    objective="reward",
+    reward="counted:red",
+    optimizer="cma",
+    epochs=4,
+    population=4,
+    inference_steps=1,
+    guidance=1.0,
+)
 
 
 class Counted:
@@ -57,7 +66,7 @@ def backbone() -> Diffusion:
 def found(backbone: Diffusion, out: Path | None = None, recipe: Recipe = RECIPE, **more: Any) -> Any:
     data = PromptData(["a <my-mug>"], val=0, seeds=1, batch_size=1)
     machine = Machine(out=None if out is None else str(out), progress=False, **more)
-    return evolve(backbone, data, reward="counted:red", options=OPTIONS, recipe=recipe, machine=machine)
+    return fit(backbone, data, "textual-inversion", OPTIONS, recipe, machine)  # type: ignore[arg-type]
 
 
 def test_a_reward_without_gradient_rises(backbone: Diffusion, reward: Counted, tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,43 +21,18 @@ from torch.utils.data import DataLoader
 
 from vpt.data.order import seed_of
 from vpt.data.prompts import PromptData
-from vpt.objectives.reward import Reward
+from vpt.objectives.reward import Drawer, Reward
 from vpt.promptset import write_atomically
-from vpt.tasks.device import Machine, autocast
-from vpt.tasks.reward import RewardLearner
+from vpt.tasks.device import autocast
+from vpt.tasks.learning import Learning
 from vpt.tasks.task import Recipe
-from vpt.towers.backbone import Backbone
 
-__all__ = ["Evolved", "Reach", "evolve", "search"]
+__all__ = ["Evolved", "Reach", "search"]
 
 FEW = 256  # numbers that are searched as they are; a step of CMA-ES costs their square
 PROJECTED = 64  # directions where there are more
 
 Bar = Callable[[str], Callable[[Iterable[Any]], Iterable[Any]]]
-
-
-def evolve(
-    backbone: Backbone,
-    prompts: PromptData | str | Sequence[str],
-    method: str = "textual-inversion",
-    reward: str = "clip-text",
-    *,
-    options: dict[str, Any] | None = None,
-    recipe: Recipe = Recipe(objective="reward"),  # noqa: B008  frozen
-    machine: Machine = Machine(),  # noqa: B008  frozen
-) -> Any:
-    """Search rows of ``method`` for the reward, which needs no gradient; returns the prompt set bound to the pipeline.
-
-    prompts: a file, a list, or :class:`PromptData`.  reward: see :func:`vpt.tasks.judge.judge_of`.
-    options: the method's.  recipe: ``epochs`` are generations, ``lr`` the first step's size in lengths of the rows'
-    numbers (0.3), ``population`` and ``dimension`` as :class:`Recipe` says.  machine: where to, and on what.
-    The same as ``vpt.tune(..., objective="reward", optimizer="cma")``.
-    """
-    from vpt.tasks.tune import fit  # which finds this module for its searches
-
-    data = prompts if isinstance(prompts, PromptData) else PromptData(prompts)
-    chosen = replace(recipe, objective="reward", reward=reward, optimizer="cma")
-    return fit(backbone, data, method, options, chosen, machine)  # type: ignore[arg-type]
 
 
 class Reach:
@@ -96,7 +71,7 @@ class Evolved:
 
 
 def search(
-    learner: RewardLearner,
+    learner: Learning,
     objective: Reward,
     data: PromptData,
     recipe: Recipe,
@@ -165,13 +140,13 @@ def search(
 
 
 @torch.inference_mode()
-def _mean(learner: RewardLearner, objective: Reward, data: PromptData, precision: str) -> float:
+def _mean(learner: Learning, objective: Reward, data: PromptData, precision: str) -> float:
     """The mean reward of the training prompts, each from its first seed."""
     found = []
     with autocast(learner.tower.device, precision):
         for batch in DataLoader(data.pictures("train"), data.batch_size):
             prompts = [objective.prompts[i] for i in batch["index"].tolist()]
-            found.append(objective.score(learner, batch["image"], prompts, last=0))
+            found.append(objective.score(cast(Drawer, learner), batch["image"], prompts, last=0))
     return float(torch.cat(found).double().mean())
 
 

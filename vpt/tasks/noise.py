@@ -19,7 +19,7 @@ from vpt.promptset import PromptSet
 from vpt.tasks.bound import Bound
 from vpt.tasks.device import Machine, autocast
 from vpt.tasks.diffusion import DiffusionLearner, Started
-from vpt.tasks.kinds import Kind
+from vpt.tasks.kind import Kind
 from vpt.tasks.learning import Learning
 from vpt.tasks.measure import Numbers
 from vpt.tasks.pipeline import TunedPipeline
