@@ -14,7 +14,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from vpt.cli.help import describe
-from vpt.methods import METHODS, method_class
+from vpt.methods import EPOCHS, METHODS, method_class
 
 __all__ = ["MAIN", "checked", "explained", "parse", "rates", "read_yaml", "sections"]
 
@@ -62,7 +62,7 @@ STARTS = {
         DRAWS,
         {"captions": True, "batch_size": 5},
         "pictures of one thing",
-        task={"epochs": 200},  # five pictures are a step or two an epoch
+        task={"epochs": EPOCHS["denoise"]},
     ),
     "reward": Start("context", DRAWS, {}, "prompts whose pictures a reward likes", prompts=True),
 }

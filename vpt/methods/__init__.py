@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-__all__ = ["METHODS", "Entry", "method_class", "methods"]
+__all__ = ["EPOCHS", "METHODS", "Entry", "method_class", "methods"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,9 @@ class Entry:
     optimizer: str = "adamw"
     only: str = ""
 
+
+EPOCHS = {"denoise": 200}
+"""Passes over the pictures where nothing is said, of objectives whose few pictures are a step or two."""
 
 METHODS: dict[str, Entry] = {
     "vpt-shallow": Entry(

@@ -19,7 +19,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from vpt.attention import cast_frozen
 from vpt.data.module import ImageData
-from vpt.methods import METHODS, method_class
+from vpt.methods import EPOCHS, METHODS, method_class
 from vpt.methods.method import Method
 from vpt.objectives.retrieve import Retrieve
 from vpt.promptset import PromptSet, write_atomically
@@ -66,7 +66,10 @@ def tune(backbone: Backbone | str, data: ImageData | str, method: str = "vpt-dee
     if "lr" in rooms["recipe"]:
         lr = rooms["recipe"]["lr"]
         rooms["recipe"]["lr"] = (lr,) if isinstance(lr, (int, float)) else lr if lr == "search" else tuple(lr)
-    recipe = Recipe(**{"objective": METHODS[method].only or "classify", **rooms["recipe"]})
+    objective = rooms["recipe"].setdefault("objective", METHODS[method].only or "classify")
+    if objective in EPOCHS:
+        rooms["recipe"].setdefault("epochs", EPOCHS[objective])
+    recipe = Recipe(**rooms["recipe"])
     if "captions" in known["data"]:
         rooms["data"].setdefault("captions", kind.captioned)
     module = kind.data(data, **rooms["data"]) if isinstance(data, str) else data
