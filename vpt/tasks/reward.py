@@ -116,6 +116,10 @@ class Rewarded(Noise):
     data = PromptData
     methods_of = "denoise"
 
+    def every(self, batches: int) -> int:
+        """Steps draw too, so measuring is no dearer than they are."""
+        return 1
+
     def __init__(self) -> None:
         self.judge: Judge | None = None
         self.slots: set[str] = set()  # placeholders that learn
