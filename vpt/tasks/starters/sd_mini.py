@@ -42,9 +42,9 @@ FIRST, LAST = 6, 16  # chunks to begin with, and at most in use
 class Recipe(NamedTuple):
     """What the committed weights were made with."""
 
-    vae_steps: int = 700
+    vae_steps: int = 2000
     vae_lr: float = 3e-3
-    steps: int = 5000  # may be changed on the way: the learning rate follows
+    steps: int = 6000  # may be changed on the way: the learning rate follows
     lr: float = 2e-3
     batch: int = 32
     fresh: int = 100  # steps after which a new chunk joins
