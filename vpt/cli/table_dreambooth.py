@@ -21,8 +21,8 @@ METHODS = "textual-inversion,p-plus,dreambooth-lora"
 HELP = """\
 DATA is a copy of github.com/google/dreambooth: prompts_and_classes.txt beside a folder for each subject. Subjects of
 your own go the same way: write that file, a line NAME,KIND for each and two lists of sentences, and add the folders.
-DATA can also be "characters": ten drawn creatures that no starter has met, whose sentences ask for backgrounds that are
-checked by their pixels; with them a small table runs offline in minutes.
+DATA can also be "characters": ten drawn creatures, whose sentences ask for backgrounds that are checked by their
+pixels. They need no download, and are compared by the starters; the pipeline is yours.
 
 Written into --out: table.md, table.csv, table.png, sheet.png, results.json, every prompt file and every picture.
 Stopped, the same command goes on where it was.
@@ -116,7 +116,7 @@ def _subjects(root: str, names: str | None, out: Path) -> list[Any]:
 
 
 def _study(args: argparse.Namespace, plan: dict[str, Any], subjects: list[Any], console: Any) -> Any:
-    """Networks are loaded, and every method is built once, before anything is trained."""
+    """The pipeline and both eyes, loaded and put where they compute."""
     from vpt.tasks.device import Machine, resolve_device
     from vpt.tasks.task import Recipe
     from vpt.towers.load import load

@@ -72,7 +72,7 @@ class Study:
     """Subjects, and how they are drawn and looked at.
 
     data: options of ImageData.  recipe: for all methods.  each: pictures a sentence, from noise of seeds 1 and up.
-    how: steps and guidance of ``TunedPipeline.drawing``.  told: called with a line before each run.
+    how: steps and guidance of ``TunedPipeline.drawing``.  batch_size: pictures drawn at a time, 0: its own choice.
     """
 
     backbone: Diffusion

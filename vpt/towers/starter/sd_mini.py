@@ -101,8 +101,8 @@ def sd_mini() -> StableDiffusionPipeline:
         attention_head_dim=4,  # diffusers means the number of heads by it
         norm_num_groups=16,
         use_linear_projection=True,
-        # what the whole caption says reaches every residual block too, as in DeepFloyd IF's 64 px network: a small one
-        # learns what a shape is called several times as fast
+        # what the whole caption says reaches every residual block too, as in DeepFloyd IF's 64 px network: without it
+        # words for shapes changed nothing after 3,500 steps
         addition_embed_type="text",
         addition_embed_type_num_heads=4,
         resnet_time_scale_shift="scale_shift",
