@@ -27,6 +27,7 @@ def test_there_are_notebooks() -> None:
         "01_classify_your_images.ipynb",
         "02_few_shot_with_clip.ipynb",
         "03_search_with_prompts.ipynb",
+        "04_teach_a_new_concept.ipynb",
     ]
 
 
@@ -87,3 +88,22 @@ def test_search_with_prompts_runs_and_shows_what_it_says(tmp_path: Path) -> None
     assert [p.name for p in sorted(tmp_path.glob("index*"))] == ["index", "index-both"]
     assert (tmp_path / "found.html").read_text().count("<figure>") == 30
     assert len(outputs(notebook, "image/png")) == 4
+
+
+def test_teach_a_new_concept_runs_and_shows_what_it_says(tmp_path: Path) -> None:
+    notebook = nbformat.read(NOTEBOOKS[3], as_version=4)
+    for cell in notebook.cells:  # the same lines, fewer steps
+        cell.source = re.sub(r"^EPOCHS = \d+", "EPOCHS = 30", cell.source).replace("steps=20", "steps=5")
+    printed = run(notebook, tmp_path)
+    (size,) = re.findall(r"^runs/moko.safetensors: (\d+\.\d) kB, 1,024 numbers, 30 steps", printed, re.M)
+    assert float(size) == pytest.approx((tmp_path / "runs/moko.safetensors").stat().st_size / 1e3, abs=0.05)
+    ((before, after),) = re.findall(r"(\d\.\d+) before, (\d\.\d+) after", printed)
+    assert float(after) < float(before)
+    obeyed = re.findall(r"^(blue|orange) background, (before|after): \d of 5$", printed, re.M)
+    assert obeyed == [(c, w) for c in ("blue", "orange") for w in ("before", "after")]
+    ((levels,),) = [re.findall(r"largest difference of a pixel: (\d+) of 255", printed)]
+    assert int(levels) <= 2  # one picture alone and one of five in a batch, rounded to 8 bits
+    hits = dict(re.findall(r"^(a creature|a <moko>): (\d+) of the first 15 of 150 pictures", printed, re.M))
+    assert hits.keys() == {"a creature", "a <moko>"}
+    assert (tmp_path / "runs/moko-diffusers.safetensors").is_file()
+    assert len(outputs(notebook, "image/png")) == 5

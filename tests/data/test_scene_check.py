@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
+from scipy import ndimage
 
 from vpt.data.painted import Look, Setting, draw, painting
 from vpt.data.scene_check import cut_out, look_at, obeyed
@@ -36,6 +37,26 @@ def test_blurred_noisy_pictures_are_read_as_well(shown):
 
     found = np.array([obeyed(look, worn(picture, i)) for i, (look, picture) in enumerate(shown[:100])])
     assert (found.mean(0) >= 0.95).all()
+
+
+def test_shapes_are_told_where_edges_are_soft(shown):
+    """A pixel of blur, as of a model that draws 64 px from 16: arms of stars are thin, and the first to go."""
+    soft = [(look.shape, picture.filter(ImageFilter.GaussianBlur(1.0))) for look, picture in shown]
+    read = [look_at(picture).shape == shape for shape, picture in soft]
+    assert np.mean(read) >= 0.96
+    assert np.mean([ok for ok, (shape, _) in zip(read, soft, strict=True) if shape == "star"]) >= 0.8
+
+
+def test_blobs_are_no_stars_and_no_crosses():
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:64, :64] - 32
+    read = []
+    for _ in range(150):
+        noise = ndimage.gaussian_filter(rng.normal(size=(64, 64)), rng.uniform(4, 9))
+        inside = noise / noise.std() + 1.5 > (x**2 + y**2) / 220
+        blob = np.where(inside[..., None], (40, 90, 215), (245, 245, 245)).astype(np.uint8)
+        read.append(look_at(Image.fromarray(blob)).shape)
+    assert sum(shape in ("star", "cross", "square") for shape in read) <= 2
 
 
 def test_words_of_another_picture_are_not_obeyed(shown):

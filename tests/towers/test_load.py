@@ -78,7 +78,7 @@ def test_another_size_holds_for_the_network_and_for_the_pictures(monkeypatch: py
         ("qqqqqq", "timm has no model 'qqqqqq'. `vpt models`"),
         (f"{NAME}.r161_in1k", f"{NAME} has no weights tagged 'r161_in1k', but: r160_in1k"),
         ("openclip/ViT-B-32", "unknown family 'openclip' in 'openclip/ViT-B-32'"),
-        ("starter/vit-maxi", "no starter 'vit-maxi'. There are vit-mini, clip-mini"),
+        ("starter/vit-maxi", "no starter 'vit-maxi'. There are vit-mini, clip-mini, sd-mini"),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest(name: str, message: str) -> None:

@@ -4,7 +4,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from vpt.data.painted import captions, painting
+from vpt.data.painted import Look, captions, painting
+from vpt.data.scene_check import obeyed
+from vpt.tasks.starters.sd_evaluate import SEED, make
 from vpt.towers.starter import sd_mini as starter
 from vpt.towers.starter.clip_mini import clip_mini_tokenizer, load_clip_mini
 
@@ -87,3 +89,20 @@ def test_a_saved_folder_opens_here_and_an_exported_one_everywhere(pipe, tmp_path
 def test_a_missing_part_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"a file of starter sd-mini is not at .*unet"):
         starter.load_sd_mini(tmp_path)
+
+
+def test_the_packages_weights_draw_what_held_out_captions_ask_for():
+    """The checker reads pixels. By chance it finds one colour in eight and one shape in six."""
+    pipe = starter.load_sd_mini()
+    asked = [painting(SEED, i, held_out=True) for i in range(24)]
+    made = make(pipe, [captions(one)[0] for one in asked], steps=10)
+    looks = [Look(one.colour, one.shape, one.setting.background) for one in asked]
+    found = [obeyed(look, picture)[:2] for look, picture in zip(looks, made, strict=True)]
+    assert sum(colour for colour, _ in found) >= 18
+    assert sum(shape for _, shape in found) >= 15
+
+
+def test_what_the_package_holds_is_small():
+    files = [file for file in starter.FOLDER.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 16e6
+    assert not list(starter.FOLDER.glob("text_encoder*"))  # it is clip-mini's

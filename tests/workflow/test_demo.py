@@ -38,8 +38,15 @@ def subjects(pictures: Path) -> list[Subject]:
 @pytest.fixture(scope="module")
 def done(backbone: Backbone, subjects: list[Subject], tmp_path_factory: pytest.TempPathFactory) -> Done:
     out, told = tmp_path_factory.mktemp("demo"), []
-    chapters, _ = demo(
-        out, BUDGET, subjects=subjects, hunts=(), backbone=backbone, device="cpu", told=told.append
+    chapters, *_ = demo(
+        out,
+        BUDGET,
+        subjects=subjects,
+        hunts=(),
+        lessons=(),
+        backbone=backbone,
+        device="cpu",
+        told=told.append,
     )
     return out, told, chapters
 
@@ -92,8 +99,15 @@ def test_a_second_demo_repeats_no_run(
     said = [{"label": f.predicted, "probability": f.probability} for f in chapter.fresh]
     monkeypatch.setattr(subprocess, "Popen", _process(json.dumps(said)))
     told: list[str] = []
-    (again,), _ = demo(
-        out, BUDGET, subjects=subjects, hunts=(), backbone=backbone, device="cpu", told=told.append
+    (again,), *_ = demo(
+        out,
+        BUDGET,
+        subjects=subjects,
+        hunts=(),
+        lessons=(),
+        backbone=backbone,
+        device="cpu",
+        told=told.append,
     )
     assert told[0].startswith("colours: 6 runs were in ")
     assert again.table == chapter.table

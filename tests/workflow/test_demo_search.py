@@ -114,8 +114,8 @@ def test_a_second_search_trains_nothing_and_says_the_same(
 
 def test_the_demo_puts_it_on_its_page(done: Done, backbone: Backbone, tiny_clip: Backbone) -> None:
     out, _, found = done
-    chapters, searches = demo(
-        out, subjects=(), hunts=[WORDS], backbone=backbone, clip=tiny_clip, device="cpu"
+    chapters, searches, _ = demo(
+        out, subjects=(), hunts=[WORDS], lessons=(), backbone=backbone, clip=tiny_clip, device="cpu"
     )
     assert (chapters, searches) == ([], [found])
     html = (out / "index.html").read_text()

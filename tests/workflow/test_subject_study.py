@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from pipelines import shared
 
+import vpt
 from vpt.data.painted import BACKGROUNDS
+from vpt.data.scene_check import cut_out
 from vpt.data.subjects import Subject, drawn_characters, pictures_in
 from vpt.tasks.device import Machine
 from vpt.tasks.task import Recipe
@@ -64,6 +67,32 @@ def test_numbers_are_those_of_plain_loops(eyes: Eyes, subjects: list[Subject], t
     told = [float(a @ t) for a, t in zip(drawn, texts, strict=True)]
     assert found["CLIP-T"] == pytest.approx(np.mean(told), abs=1e-5)
     assert found["own"] == found["own, by pixels"] == pytest.approx(5 / 6)  # the last shows another
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_own_compares_things_and_not_what_is_behind_them(
+    eyes: Eyes, subjects: list[Subject], tmp_path: Path, whole: bool
+) -> None:
+    """By plain loops over pictures, on noise whose nearest subjects are anyone's."""
+    rng = np.random.default_rng(0)
+    one = subjects[0]
+    made = [
+        Image.blend(picture, Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)), share)
+        for picture in [*pictures_in(one.real)[:3], *pictures_in(subjects[1].real)[:3]]
+        for share in (0.2, 0.6)
+    ]
+
+    def seen(picture: Image.Image) -> torch.Tensor:
+        if not whole:
+            picture = Image.fromarray((255 * cut_out(picture, 96)).round().astype(np.uint8))
+        with torch.inference_mode():
+            return F.normalize(vpt.encode(eyes.dino.image, eyes.dino.preprocess(picture)[None]), dim=-1)[0]
+
+    real = [[seen(p) for p in pictures_in(s.real)] for s in subjects]
+    nearest = [np.argmax([np.mean([float(seen(p) @ r) for r in rows]) for rows in real]) for p in made]
+    found = study(eyes, subjects, tmp_path).numbers(one, [made[k : k + 2] for k in range(0, 12, 2)])
+    name = "own, whole pictures" if whole else "own"
+    assert found[name] == pytest.approx(np.mean([n == 0 for n in nearest]))
 
 
 def test_pictures_that_obey_their_backgrounds_are_counted(

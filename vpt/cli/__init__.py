@@ -29,7 +29,7 @@ COMMANDS = {
     "push": ("vpt.cli.share", "upload a prompt file with its card to the Hugging Face hub"),
     "pull": ("vpt.cli.share", "fetch a prompt file from the Hugging Face hub"),
     "bench": ("vpt.cli.bench", "measure what the savings are worth on this machine"),
-    "demo": ("vpt.cli.demo", "adapt the starters to digits, emoji and a search, offline, and write a page"),
+    "demo": ("vpt.cli.demo", "adapt the starters to digits, emoji, a search and a new word, offline"),
 }
 CLOSED = 141  # what a shell calls a program that SIGPIPE (13) stopped: 128 + 13
 

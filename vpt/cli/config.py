@@ -53,18 +53,17 @@ class Start(NamedTuple):
     task: Mapping[str, Any] = MappingProxyType({})  # of the recipe
 
 
-DRAWS = "diffusers/stable-diffusion-v1-5/stable-diffusion-v1-5"
 STARTS = {
     "classify": Start("vpt-deep", "starter/vit-mini", {}, "labelled pictures"),
     "retrieve": Start("ivlp", "starter/clip-mini", {"captions": True}, "pictures with captions"),
     "denoise": Start(
         "textual-inversion",
-        DRAWS,
+        "starter/sd-mini",
         {"captions": True, "batch_size": 5},
         "pictures of one thing",
         task={"epochs": EPOCHS["denoise"]},
     ),
-    "reward": Start("context", DRAWS, {}, "prompts whose pictures a reward likes", prompts=True),
+    "reward": Start("context", "starter/sd-mini", {}, "prompts whose pictures a reward likes", prompts=True),
 }
 NAMES = {"text-to-image": "denoise"}  # what people call an objective
 OTHER = (

@@ -1,4 +1,4 @@
-"""``vpt demo``: starters learn digits, emoji and to find scenes by words, offline; a page of results is written."""
+"""``vpt demo``: starters learn digits, emoji, to find scenes and to draw a character, offline; a page is written."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(command: str, argv: list[str]) -> None:
     given = {k: getattr(args, k) for k in ("shots", "epochs", "seeds") if getattr(args, k) is not None}
     plain = Console()
     console = plain if plain.is_terminal else Console(width=100)  # a log has no width
-    chapters, found = demo(
+    chapters, found, taught = demo(
         out,
         Budget(**given),
         device=args.device,
@@ -44,14 +44,21 @@ def run(command: str, argv: list[str]) -> None:
         for sentence in [searches.protocol, *searches.findings]:
             console.print(f"- {sentence}", markup=False, highlight=False)
         console.print(f"- Search yourself: {searches.command}", markup=False, highlight=False)
+    for lesson in taught:
+        console.print(_grid(lesson.header, [(lesson.title, lesson.table)]))
+        console.print(lesson.title, style="bold")
+        for sentence in [lesson.protocol, *lesson.findings]:
+            console.print(f"- {sentence}", markup=False, highlight=False)
+        console.print(f"- Draw yourself: {lesson.command}", markup=False, highlight=False)
     console.print(f"\nThe page: {out / 'index.html'}", highlight=False)
 
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vpt demo",
-        description="Adapt the starter network to digits and emoji in several ways, and another one to finding "
-        "scenes by words, offline and on a CPU in a few minutes. What the folder holds already is not computed again.",
+        description="Adapt the starter network to digits and emoji in several ways, and others to finding "
+        "scenes by words and to drawing a new character, offline and on a CPU in a few minutes. What the folder holds "
+        "already is not computed again.",
     )
     parser.add_argument(
         "--out", default="demo-out", help="folder for the page, pictures, tables and prompt files"

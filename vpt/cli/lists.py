@@ -46,7 +46,9 @@ def run(command: str, argv: list[str]) -> None:
     if not pattern:
         print("starter/vit-mini    comes with this package, 96 px, 3.4 M parameters, no network needed")
         print("starter/clip-mini   comes with this package: the same with a small text tower")
+        print("starter/sd-mini     comes with this package: draws pictures of 64 px from words")
         print("hf/REPO             transformers' ViT, DINOv2, CLIP and SigLIP")
+        print("diffusers/REPO      text-to-image pipelines; a folder in diffusers' format, too")
     print("\n".join(names))
 
 

@@ -46,7 +46,7 @@ def build_method(
     if "pipeline" in known and not backbone.draws:
         raise ValueError(
             f"{name} is for text to image, and {backbone.name} draws no pictures. Give a diffusion pipeline: "
-            "diffusers/REPO_OR_FOLDER."
+            "starter/sd-mini or diffusers/REPO_OR_FOLDER."
         )
     for part in ("text", "tokens"):
         if part in known and part not in parts:

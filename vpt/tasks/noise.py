@@ -44,7 +44,7 @@ class Noise(Kind):
         if not isinstance(backbone, Diffusion):
             raise ValueError(
                 f"{backbone.name} draws no pictures. For text to image give a diffusion pipeline: "
-                "diffusers/REPO_OR_FOLDER."
+                "starter/sd-mini or diffusers/REPO_OR_FOLDER."
             )
         with torch.no_grad(), torch.random.fork_rng():
             rows = method(Context(1))

@@ -12,7 +12,7 @@ from timm.data import resolve_data_config
 from torch import nn
 
 from vpt.towers.backbone import Backbone
-from vpt.towers.starter import CLIP_STARTERS, STARTERS
+from vpt.towers.starter import CLIP_STARTERS, DRAWING_STARTERS, STARTERS
 from vpt.towers.vit import open_timm
 
 __all__ = ["Backbone", "load", "preprocessing_of"]
@@ -41,7 +41,8 @@ def load(
     name: ``timm/vit_small_patch16_224.augreg_in21k`` (any ``timm.create_model`` name; without "/" a name is
         taken for timm's), ``open_clip/ViT-B-16:openai``, ``hf/google/vit-base-patch16-224`` (a repository of
         transformers' ViT, DINOv2, CLIP or SigLIP, or a folder), ``diffusers/REPO`` (a text-to-image pipeline, or a
-        folder), or ``starter/vit-mini`` and ``starter/clip-mini``, which come with this package and need no network.
+        folder), or ``starter/vit-mini``, ``starter/clip-mini`` and ``starter/sd-mini``, which come with this package
+        and need no network.
     pretrained: False builds random weights.
     weights: a local checkpoint in place of the hub's (.safetensors, .pth, or .npz where timm reads them). Its
         classifier may have any number of classes, or be left out.
@@ -58,8 +59,9 @@ def load(
             f"quantize and dtype are for diffusion pipelines, and {name} is none. Leave both out."
         )
     if family == "starter":
-        if rest not in {*STARTERS, *CLIP_STARTERS}:
-            raise ValueError(f"no starter {rest!r}. There are {', '.join([*STARTERS, *CLIP_STARTERS])}.")
+        known = [*STARTERS, *CLIP_STARTERS, *DRAWING_STARTERS]
+        if rest not in known:
+            raise ValueError(f"no starter {rest!r}. There are {', '.join(known)}.")
         if weights or not pretrained or size:
             raise ValueError(f"starter/{rest} is loaded as it is: leave out weights, pretrained and size.")
         if rest in CLIP_STARTERS:
@@ -67,6 +69,10 @@ def load(
 
             clip, tokenizer, _ = CLIP_STARTERS[rest]()
             return backbone_of(clip, name, tokenizer)
+        if rest in DRAWING_STARTERS:
+            from vpt.towers.diffusion import open_pipeline  # diffusers takes seconds to import
+
+            return open_pipeline(DRAWING_STARTERS[rest](), name)
         model = STARTERS[rest]()
     elif family == "timm":
         model = _timm_model(rest, pretrained, weights, size)

@@ -1,4 +1,4 @@
-"""The demo: frozen starters learn digits and emoji, and to find scenes by words; a page says what that was worth."""
+"""The demo: frozen starters learn digits, emoji, to find scenes and to draw a character; a page says what it gave."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from vpt.tasks.tuned import Tuned
 from vpt.towers.backbone import Backbone
 from vpt.towers.load import load
 from vpt.workflow.compare import Candidate, Result, compare, summarise, to_csv
+from vpt.workflow.demo_concept import TEACH, Teach, teach
 from vpt.workflow.demo_search import HUNT, Hunt, search
-from vpt.workflow.report import Chapter, Searches, page
+from vpt.workflow.report import Chapter, Lesson, Searches, page
 from vpt.workflow.study import Study
 
 __all__ = ["SUBJECTS", "Budget", "Subject", "demo"]
@@ -87,14 +88,17 @@ def demo(
     *,
     subjects: Sequence[Subject] = SUBJECTS,
     hunts: Sequence[Hunt] = (HUNT,),
+    lessons: Sequence[Teach] = (TEACH,),
     backbone: Backbone | str = "starter/vit-mini",
     clip: Backbone | str = "starter/clip-mini",
+    draws: Backbone | str = "starter/sd-mini",
     device: str = "auto",
     told: Callable[[str], None] = print,
-) -> tuple[list[Chapter], list[Searches]]:
-    """Compare, draw, try the prompt files in a fresh process, search, and write ``out/index.html`` and the PNGs.
+) -> tuple[list[Chapter], list[Searches], list[Lesson]]:
+    """Compare, draw, try the prompt files in a fresh process, search, teach a word, and write ``out/index.html`` and
+    the PNGs.
 
-    backbone: of the subjects.  clip: of the hunts, which have budgets of their own.
+    backbone: of the subjects.  clip: of the hunts.  draws: of the lessons; hunts and lessons have budgets of their own.
     Runs that ``out`` holds are not repeated. Raises RuntimeError where a fresh process predicts otherwise.
     """
     out, started = Path(out), time.perf_counter()
@@ -102,7 +106,9 @@ def demo(
     studies = [_study(s, backbone, budget, out / s.name, device, told) for s in subjects]
     told("reading the prompt files back in fresh processes; drawing and searching meanwhile")
     asked = [study.ask() for study in studies]
-    found = [search(hunt, clip, out, device, told) for hunt in hunts]
+    reader = load(clip) if isinstance(clip, str) and (hunts or lessons) else clip
+    found = [search(hunt, reader, out, device, told) for hunt in hunts]
+    taught = [teach(lesson, draws, backbone, reader, out, device, told) for lesson in lessons]
     drawn = [study.draw() for study in studies]
     chapters = [
         study.chapter(pictures, *study.answer(*process))
@@ -115,10 +121,12 @@ def demo(
     facts = _facts(backbone, budget, time.perf_counter() - started)
     lead = _lead(backbone)
     if hunts:
-        lead += " Last, pictures are found by words: with a small CLIP as it is, and with learned rows."
-    html = page("What a few learned rows do to a frozen network", lead, chapters, facts, found)
+        lead += " Then pictures are found by words: with a small CLIP as it is, and with learned rows."
+    if lessons:
+        lead += " Last, a small text-to-image model learns to draw a character from five pictures."
+    html = page("What a few learned rows do to a frozen network", lead, chapters, facts, found, taught)
     write_atomically(out / "index.html", html.encode())
-    return chapters, found
+    return chapters, found, taught
 
 
 def _study(

@@ -155,6 +155,24 @@ class Searches:
     command: str
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """A new word: the pictures that taught it, and what sentences draw before and after it was learned.
+
+    table: lines of text under ``header``.  taught: PNGs.  drawn: by sentence, PNGs by who drew them.
+    command: draws with the word again.
+    """
+
+    title: str
+    protocol: str
+    findings: Sequence[str]
+    header: Sequence[str]
+    table: Sequence[Sequence[str]]
+    taught: Sequence[bytes]
+    drawn: Mapping[str, Mapping[str, Sequence[bytes]]]
+    command: str
+
+
 def _by_seed(results: Sequence[Result], name: str, metric: str) -> dict[int, float]:
     return {r.seed: 100 * r.metrics[metric] for r in results if r.name == name}
 
@@ -263,10 +281,11 @@ def page(
     chapters: Sequence[Chapter],
     facts: Mapping[str, str],
     searches: Sequence[Searches] = (),
+    lessons: Sequence[Lesson] = (),
 ) -> str:
     """HTML with everything inside: pictures as data URIs, no script, nothing fetched.
 
-    facts: how it was made (machine, versions, command), by name.  searches: behind the chapters.
+    facts: how it was made (machine, versions, command), by name.  searches, lessons: behind the chapters.
     """
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -280,5 +299,6 @@ def page(
         chapters=chapters,
         facts=facts,
         searches=searches,
+        lessons=lessons,
         meanings=told,
     )

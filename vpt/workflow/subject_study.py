@@ -42,6 +42,7 @@ __all__ = ["KIND", "TOLD", "Eyes", "Study", "pictures_of"]
 KIND, TOLD = "its kind, frozen", "a description, frozen"
 REAL = "real pictures"
 BATCH = 32  # pictures that eyes look at
+CUT = 96  # pixels of things cut out that eyes look at
 SHOWN = 2  # sentences on the sheet
 
 
@@ -123,6 +124,7 @@ class Study:
             }
             if s.grounds:
                 kept["pixels"] = np.stack([cut_out(p) for p in pictures])
+                kept["thing"] = self.eyes.look(self.eyes.dino, _things(pictures))
             found[s.name] = kept
         return found
 
@@ -181,9 +183,12 @@ class Study:
             "DINO-I": _pairs(seen["dino"], self._kept[s.name]["dino"]),
             "CLIP-I": _pairs(seen["clip"], self._kept[s.name]["clip"]),
             "CLIP-T": float((seen["clip"] * kinds[each]).sum(-1).mean()),
-            "own": self._own(s, "dino", lambda kept: (seen["dino"] @ kept.T).mean(1).numpy()),
+            "own": self._own(s, "dino", _near(seen["dino"])),
         }
         if s.grounds:
+            # sentences ask for what is behind a thing, and its real pictures show something else there
+            found["own, whole pictures"] = found["own"]
+            found["own"] = self._own(s, "thing", _near(self.eyes.look(self.eyes.dino, _things(every))))
             cut = np.stack([cut_out(p) for p in every])
 
             def near(kept: np.ndarray) -> np.ndarray:
@@ -239,7 +244,8 @@ class Study:
         ]
         if self.subjects[0].grounds:
             notes.append(
-                "pixels: one minus the mean absolute difference of the things cut out, at 32 px. background obeyed: "
+                "own compares the things cut out of their backgrounds, which sentences ask for. pixels: one minus "
+                "the mean absolute difference of the things cut out, at 32 px. background obeyed: "
                 "by its pixels the background has the colour that the sentence asks for."
             )
         return tuple(notes)
@@ -249,6 +255,15 @@ def _pairs(a: Any, b: Any, itself: bool = False) -> float:
     """Mean cosine over all pairs; itself: without those of a picture and itself."""
     found = a @ b.T
     return float((found.sum() - found.diagonal().sum()) / (len(a) * (len(a) - 1)) if itself else found.mean())
+
+
+def _near(seen: Tensor) -> Callable[[Any], np.ndarray]:
+    """Of every picture [n, width]: its mean cosine with a subject's real ones."""
+    return lambda kept: (seen @ kept.T).mean(1).numpy()
+
+
+def _things(pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    return [Image.fromarray((255 * cut_out(p, CUT)).round().astype(np.uint8)) for p in pictures]
 
 
 def _said(sentence: str, thing: str) -> str:

@@ -33,7 +33,7 @@ PART = 32  # side of the parts of pictures that the autoencoder sees first
 PARTS = 4  # of each picture
 VAE_BATCH = 8  # pictures a step of the autoencoder
 KL = 5e-4  # weight of the distance of latents to a normal distribution, a number
-SHARES, TIMES = (0.0, 0.15, 0.9, 1.0), (0.0, 0.3, 0.85, 1.0)  # of a batch, up to which part of all times
+SHARES, TIMES = (0.0, 0.4, 0.9, 1.0), (0.0, 0.35, 0.85, 1.0)  # of a batch, up to which part of all times
 GAMMA = 5.0  # of min-SNR weighting (arXiv 2303.09556)
 CHUNK = 1024  # pictures that are kept in one file
 FIRST, LAST = 6, 16  # chunks to begin with, and at most in use
@@ -44,7 +44,7 @@ class Recipe(NamedTuple):
 
     vae_steps: int = 2000
     vae_lr: float = 3e-3
-    steps: int = 6000  # may be changed on the way: the learning rate follows
+    steps: int = 6500  # may be changed on the way: the learning rate follows
     lr: float = 2e-3
     batch: int = 32
     fresh: int = 100  # steps after which a new chunk joins

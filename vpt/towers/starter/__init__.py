@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["CLIP_STARTERS", "STARTERS"]
+__all__ = ["CLIP_STARTERS", "DRAWING_STARTERS", "STARTERS"]
 
 
 def _vit_mini() -> nn.Module:
@@ -20,7 +20,15 @@ def _clip_mini() -> tuple[nn.Module, Any, dict[str, Any]]:
     return load_clip_mini()
 
 
+def _sd_mini() -> Any:
+    from vpt.towers.starter.sd_mini import load_sd_mini  # imports diffusers
+
+    return load_sd_mini()
+
+
 STARTERS: dict[str, Callable[[], nn.Module]] = {"vit-mini": _vit_mini}
 
 # with a text tower: the model, its tokenizer, and timm's data config of its pictures
 CLIP_STARTERS: dict[str, Callable[[], tuple[nn.Module, Any, dict[str, Any]]]] = {"clip-mini": _clip_mini}
+
+DRAWING_STARTERS: dict[str, Callable[[], Any]] = {"sd-mini": _sd_mini}  # pipelines of diffusers
