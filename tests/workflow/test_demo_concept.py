@@ -18,7 +18,7 @@ from vpt.workflow.report import Lesson
 from vpt.workflow.runs import Candidate
 
 QUICK = Teach(
-    Candidate("textual-inversion", "the new word", {"length": 2}, {"lr": (0.5,)}),
+    Candidate("textual-inversion", "the new word", {"length": 2}, {"lr": (0.05,)}),
     Recipe(objective="denoise", epochs=1),
     how={"steps": 1, "guidance": 2.0},
 )
