@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from vpt.cli.names import positive
@@ -94,7 +95,8 @@ def _grid(header: Sequence[str], sections: Iterable[tuple[str, Sequence[Sequence
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left", no_wrap=i > 0)
+        # headers in lines of their own, or they leave the first column no room
+        table.add_column("\n".join(wrap(name, 12)), justify="right" if i else "left", no_wrap=i > 0)
     for title, lines in sections:
         table.add_row(f"[bold]{escape(title)}[/bold]")
         for line in lines:

@@ -119,9 +119,10 @@ def _protocol(lesson: Teach, one: Subject, backbone: Diffusion, run: Result, cou
         f"Five pictures of a drawn character that {backbone.name} never met ({one.told}) teach the word <{one.name}>: "
         f"{run.parameters:,} numbers in the text encoder's input, which start as the word {one.word} "
         f"({run.protocol['trained']}). {len(one.sentences)} sentences are drawn {EACH} times each, before and after, "
-        f"from the same noise, with {settings}. Nearest its own: more like ten other pictures of this character than "
-        f"like those of any other of {count} characters, by vit-mini's features; one in ten is chance. Likeness is the "
-        "mean cosine of these features. Backgrounds are read from the pixels."
+        f"from the same noise, with {settings}. Nearest its own: the character, cut out of its background, is more "
+        f"like ten other pictures of it than like those of any other of {count} characters, by vit-mini's features; "
+        f"one in {count} is chance. Likeness is the mean cosine of whole pictures' features. Backgrounds are read from "
+        "the pixels."
     )
 
 
