@@ -101,7 +101,7 @@ def test_teach_a_new_concept_runs_and_shows_what_it_says(tmp_path: Path) -> None
     assert float(after) < float(before)
     obeyed = re.findall(r"^(blue|orange) background, (before|after): \d of 5$", printed, re.M)
     assert obeyed == [(c, w) for c in ("blue", "orange") for w in ("before", "after")]
-    ((levels,),) = [re.findall(r"largest difference of a pixel: (\d+) of 255", printed)]
+    (levels,) = re.findall(r"largest difference of a pixel: (\d+) of 255", printed)
     assert int(levels) <= 2  # one picture alone and one of five in a batch, rounded to 8 bits
     hits = dict(re.findall(r"^(a creature|a <moko>): (\d+) of the first 15 of 150 pictures", printed, re.M))
     assert hits.keys() == {"a creature", "a <moko>"}
