@@ -90,7 +90,7 @@ def test_the_denoising_loss_is_the_weighted_velocity_error(pipe):
     plain = DDPMScheduler.from_config(pipe.scheduler.config)
     generator = torch.Generator().manual_seed(1)
     noise = torch.randn(latents.shape, generator=generator)
-    times = []  # 15% of a batch below 300, 75% from there to 850, 10% above
+    times = []  # 40% of a batch below 350, half from there to 850, 10% above
     for share in ((torch.arange(3) + torch.rand(1, generator=generator)) / 3).double().tolist():
         if share < 0.15:
             times.append(int(1000 * share / 0.15 * 0.3))
