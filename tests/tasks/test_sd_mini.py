@@ -92,10 +92,10 @@ def test_the_denoising_loss_is_the_weighted_velocity_error(pipe):
     noise = torch.randn(latents.shape, generator=generator)
     times = []  # 40% of a batch below 350, half from there to 850, 10% above
     for share in ((torch.arange(3) + torch.rand(1, generator=generator)) / 3).double().tolist():
-        if share < 0.15:
-            times.append(int(1000 * share / 0.15 * 0.3))
+        if share < 0.4:
+            times.append(int(1000 * share / 0.4 * 0.35))
         elif share < 0.9:
-            times.append(int(1000 * (0.3 + (share - 0.15) / 0.75 * 0.55)))
+            times.append(int(1000 * (0.35 + (share - 0.4) / 0.5 * 0.5)))
         else:
             times.append(int(1000 * (0.85 + (share - 0.9) / 0.1 * 0.15)))
     errors = []
