@@ -39,18 +39,14 @@ def run(command: str, argv: list[str]) -> None:
         for sentence in [chapter.protocol, *chapter.findings]:
             console.print(f"- {sentence}", markup=False, highlight=False)
         console.print(_fresh(chapter), markup=False, highlight=False)
-    for searches in found:
-        console.print(_grid(searches.header, [(searches.title, searches.table)]))
-        console.print(searches.title, style="bold")
-        for sentence in [searches.protocol, *searches.findings]:
+    parts: list[tuple[Any, str]] = [(one, "Search") for one in found]
+    parts += [(one, "Draw") for one in taught]
+    for part, invited in parts:
+        console.print(_grid(part.header, [(part.title, part.table)]))
+        console.print(part.title, style="bold")
+        for sentence in [part.protocol, *part.findings]:
             console.print(f"- {sentence}", markup=False, highlight=False)
-        console.print(f"- Search yourself: {searches.command}", markup=False, highlight=False)
-    for lesson in taught:
-        console.print(_grid(lesson.header, [(lesson.title, lesson.table)]))
-        console.print(lesson.title, style="bold")
-        for sentence in [lesson.protocol, *lesson.findings]:
-            console.print(f"- {sentence}", markup=False, highlight=False)
-        console.print(f"- Draw yourself: {lesson.command}", markup=False, highlight=False)
+        console.print(f"- {invited} yourself: {part.command}", markup=False, highlight=False)
     console.print(f"\nThe page: {out / 'index.html'}", highlight=False)
 
 

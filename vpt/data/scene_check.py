@@ -19,9 +19,7 @@ SIDE = 64  # pixels to which a picture is brought
 RING = 3  # of these: along the edge, where the background is looked at
 FINE = 4  # how much finer outlines are compared
 FAINT = 15.0  # a thing that differs less than this from the background (CIELAB) is not seen
-ALIKE = (
-    0.65  # of two outlines: intersection over union; most true ones blurred by a pixel reach it, few blobs
-)
+ALIKE = 0.65  # of two outlines, intersection over union: blurred shapes mostly reach it, blobs seldom
 PART = 0.25  # a thing of several colours: parts may be this much more like the background than the others
 TEMPLATE = 64
 LIGHT = {"pale": (225, 225, 225), "shaded": (200, 200, 200)}  # say "white", too
