@@ -251,6 +251,30 @@ def test_memory_does_not_grow_with_the_number_of_sentences(
         assert encode_text(tower, lay(tower, sentences, group=14), rows, recompute=True).shape == (7, 16)
 
 
+def test_memory_does_not_grow_with_the_number_of_sets(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that depend on the picture (CoCoOp): one packed row a picture, and none is kept for backward."""
+    tower, (stream,) = tiny_clip.text, lay(tiny_clip.text, tiny_clip.sentences("<ctx*4> {}.", NAMES))
+
+    def kept(sets: int) -> int:
+        seen: dict[int, int] = {}
+
+        def note(t: Tensor) -> Tensor:
+            seen[id(t)] = t.numel()
+            return t
+
+        rows = {sites(False)[0]: torch.randn(sets, 4, WIDTH, requires_grad=True)}
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            assert encode_text(tower, [stream], rows, sets=sets).shape == (sets, len(NAMES), 16)
+        return sum(seen.values())
+
+    whole = kept(6)
+    assert whole > 1.8 * kept(3)
+    monkeypatch.setattr(home, "GRAPH", 1)
+    assert kept(6) < 0.1 * whole
+
+
 def test_rows_of_other_towers_and_no_rows_pass(tiny_clip: Backbone) -> None:
     tower, sentences = tiny_clip.text, tiny_clip.sentences("a {}.", NAMES)
     rows = {Site("image", "0", "prefix"): torch.randn(2, 32)}

@@ -28,7 +28,9 @@ BATCH = 32  # sentences in a batch that is not packed
 # Tokens of one pass, where several sets of rows run side by side. A CPU takes one set a pass: several rows under one
 # mask need a sixth more time there (ViT-B/32's text, 50 classes, 4 pictures: 847 ms against 721).
 PASS = {"cpu": 1, "cuda": 4096, "mps": 4096}
-GRAPH = 2 * 2**30  # bytes that a backward pass may keep before chunks are computed anew
+GRAPH = (
+    2 * 2**30
+)  # bytes that a backward pass may keep before chunks are computed anew; CUDA says what is free
 KEPT = 10  # numbers of the model's width that a token of a frozen block keeps for backward: measured on ViT-B/32's text
 
 
@@ -157,6 +159,14 @@ def _graph(tower: Tower, streams: Sequence[Stream], sets: int) -> int:
     return tokens * tower.depth * tower.width * KEPT * 4
 
 
+def _room(device: torch.device) -> int:
+    """Bytes that a graph may take: a part of what is free, since several learning rates may train side by side."""
+    if device.type != "cuda":
+        return GRAPH
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (torch.cuda.mem_get_info(device)[0] + unused) // 4
+
+
 def encode_text(
     tower: Tower,
     streams: Sequence[Stream],
@@ -170,31 +180,31 @@ def encode_text(
 
     Without ``sets`` rows [K, n, width] are class-specific. Rows at a placeholder that no sentence of a stream holds
     are left out of it. recompute: keep the features of every stream only and
-    compute it anew in backward, so that memory does not grow with N; None: where the graph would take above 2 GiB.
+    compute it anew in backward, so that memory does not grow with N or ``sets``; None: where the graph would take more
+    than a quarter of the device's free memory (on a CPU 2 GiB).
     """
     own = {k: r for k, r in rows.items() if k.tower == tower.name}
     if sets is None:
         own = {k: r.flatten(0, 1) if r.ndim == 3 else r for k, r in own.items()}
     learns = tower.learns_from is not None or any(r.requires_grad for r in own.values())
     grad = torch.is_grad_enabled() and learns
+    most = PASS.get(tower.device.type, 1)
+    passes = [[*_sets(own, sets, max(1, most // _tokens(s)))] for s in streams]
     if recompute is None:
-        recompute = grad and len(streams) > 1 and _graph(tower, streams, sets or 1) > GRAPH
-    parts = []
-    for s in streams:
-        run = partial(_one, tower, s, live)
-        chunk = sets if sets is None else max(1, PASS.get(tower.device.type, 1) // _tokens(s))
-        chunks = [
-            checkpoint(run, some, use_reentrant=False) if recompute and grad else run(some)
-            for some in _sets(own, sets, chunk)
-        ]
-        parts.append(torch.cat(chunks))
+        several = sum(map(len, passes)) > 1
+        recompute = grad and several and _graph(tower, streams, sets or 1) > _room(tower.device)
+    kept = partial(checkpoint, use_reentrant=False) if recompute and grad else lambda run, some: run(some)
+    parts = [
+        torch.cat([kept(partial(_one, tower, s, live), some) for some in every])
+        for s, every in zip(streams, passes, strict=True)
+    ]
     joined = torch.cat(parts, 1)
     return joined if sets is not None else joined[0]
 
 
-def _sets(rows: Rows, sets: int | None, chunk: int | None) -> Iterator[Rows]:
+def _sets(rows: Rows, sets: int | None, chunk: int) -> Iterator[Rows]:
     """Runs of ``chunk`` sets of rows; rows that are shared go with each."""
-    if sets is None or chunk is None:
+    if sets is None:
         yield rows
         return
     for start in range(0, sets, chunk):

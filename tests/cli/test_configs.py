@@ -11,6 +11,7 @@ import pytest
 import timm
 from pipelines import shared
 
+from vpt.cli import test_time
 from vpt.cli.compare import _arguments, _plan
 from vpt.cli.config import parse
 from vpt.data.module import ImageData
@@ -23,6 +24,7 @@ from vpt.tasks.learner import Learner, build_method
 from vpt.tasks.learning import Learning
 from vpt.tasks.pairs import check_retrieval
 from vpt.tasks.task import Recipe
+from vpt.tasks.test_time import Adaptation
 from vpt.towers.backbone import Backbone
 from vpt.towers.diffusion import Diffusion, open_pipeline
 from vpt.towers.load_clip import backbone_of
@@ -40,6 +42,7 @@ COMMANDS = {
     "compare": "compare",
     "table": "table few-shot",
     "dreambooth": "table dreambooth",
+    "test-time": "test-time",
 }
 NETWORK = Backbone(
     "tiny", {"image": tiny(num_classes=128)}, {}, "timm"
@@ -165,6 +168,19 @@ def test_a_table_of_subjects_builds(file: Path) -> None:
         learner = build(entry["name"], entry["options"])
         recipe = Recipe(**{**plan["task"], **entry["task"]})
         kind_of("denoise").check(entry["name"], learner.method, pipeline(), recipe)
+
+
+def test_test_time_methods_have_the_papers_numbers() -> None:
+    """azshue/TPT and FarinaMatteo/zero."""
+    for name, fraction, kept in (("tpt", 0.1, 6), ("zero", 0.3, 19)):
+        args = test_time._arguments(
+            "test-time", ["--config", str(ROOT / "test-time" / f"{name}.yaml"), "--root", "unused"]
+        )
+        assert (args.method, args.data, args.words) == (name, "coop:imagenet", "a photo of a")
+        rule = Adaptation(args.method, args.views, args.fraction, args.steps, args.lr)
+        assert (rule.views, rule.fraction, rule.label()["kept"]) == (64, fraction, kept)
+        if name == "tpt":
+            assert (rule.steps, rule.lr) == (1, 0.005)
 
 
 @pytest.mark.parametrize("file", **named([f for f in FILES if COMMANDS[f.parent.name] == "compare"]))

@@ -86,3 +86,20 @@ def test_a_prompt_file_is_a_start(
 def test_what_cannot_be_is_said(more: list[str], said: str, command: list[str], capsys: Capture) -> None:
     assert main([*command, *more]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_file_of_options_is_read_and_what_is_typed_wins(
+    command: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("model: tiny\nmethod: zero\nviews: 8\nfraction: 0.25\n")
+    assert main([*command, "--config", str(config), "--json"]) == 0
+    protocol = json.loads(capsys.readouterr().out)["protocol"]
+    assert (protocol["method"], protocol["views"], protocol["kept"]) == ("zero", 4, 2)
+    config.write_text("model: tiny\nshots: 3\n")
+    assert main([*command, "--config", str(config)]) == 2
+    assert "has the key shots. There are" in capsys.readouterr().err
+    config.write_text("model: tiny\nviews: many\n")
+    with pytest.raises(SystemExit):
+        main([*command, "--config", str(config)])
+    assert "argument --views" in capsys.readouterr().err

@@ -113,6 +113,30 @@ def test_prograds_words_fill_the_last_rows(tiny_clip: Backbone) -> None:
     assert not rows[:3].any()
 
 
+def test_the_log_says_how_names_are_read(tiny_clip: Backbone) -> None:
+    """Packed: the start token and 16 rows once, then each name with what stands behind it."""
+    ends = [len(tiny_clip.tokens.sentence(f"{name.replace('_', ' ')}.").ids) - 1 for name in NAMES]
+    told = learner("coop", tiny_clip).layout()
+    assert told == f"3 names in '<ctx*16> {{}}.', packed into 1 row: {1 + 16 + sum(ends)} tokens of {3 * 77}"
+    plain = Learner(build_method("coop", tiny_clip, {}, classes=3), tiny_clip, NAMES, packed=False)
+    assert plain.layout() == "3 names in '<ctx*16> {}.', read whole: 231 tokens of 231"
+    assert learner("clip-vpt", tiny_clip).layout()
+    assert not Learner(build_method("linear", tiny_clip, {}, classes=3), tiny_clip, NAMES).layout()
+
+
+@pytest.mark.parametrize(("name", "usual"), [("coop", 16), ("kgcoop", 4), ("cocoop", 4)])
+def test_words_and_length_agree_or_are_refused(tiny_clip: Backbone, name: str, usual: int) -> None:
+    for options, rows in (
+        ({"words": ""}, usual),
+        ({"words": "", "length": 5}, 5),
+        ({"words": "a photo of"}, 3),
+        ({"words": "a photo of", "length": 3}, 3),
+    ):
+        assert build_method(name, tiny_clip, options).text_prompt.table.rows.shape[1] == rows, options  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match=r"length is 8, and the words 'a photo of' .* are 3 tokens"):
+        build_method(name, tiny_clip, {"words": "a photo of", "length": 8})
+
+
 def test_the_average_of_promptsrc_resumes(tiny_clip: Backbone) -> None:
     def trained(stop: int | None) -> torch.Tensor:
         torch.manual_seed(0)

@@ -75,10 +75,11 @@ def test_features_loss_and_gradients_are_those_of_a_loop_by_hand(
 ) -> None:
     b, method, labels = tiny_clip, made.method, torch.tensor([0, 3, 2])
     assert isinstance(method, MMRL)
-    made.packed = packed
+    made.speech.packed = packed
     made.train()
     seen = made.see(images)
     by_class, by_rows, text = by_hand(method, b, images)
+    assert len(made.streams()[0].x) == (1 if packed else len(NAMES))
     torch.testing.assert_close(seen.image, by_class, rtol=0, atol=2e-5)
     assert seen.text is not None
     torch.testing.assert_close(seen.text, text, rtol=0, atol=2e-5)

@@ -72,6 +72,11 @@ def test_black_borders_are_refused(model: Any) -> None:
         backbone_of(model, "mine", "Tiny-8")
 
 
+def test_no_weights_in_the_list_want_them() -> None:
+    modes = {open_clip.get_pretrained_cfg(*pair).get("resize_mode") for pair in open_clip.list_pretrained()}
+    assert modes == {"shortest", "squash"}
+
+
 def test_random_weights_come_with_all_that_a_clip_has(model: Any) -> None:
     backbone = load("open_clip/Tiny-8", pretrained=False)
     assert backbone.options == {"pretrained": False}

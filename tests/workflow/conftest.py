@@ -47,6 +47,9 @@ def result() -> Callable[..., Result]:
             "counts": {"train": 12, "val": 6, "test": 200},
             "task": "classify",
             "selection": "no early stop",
+            "inductive": True,
+            "augment": "flip",
+            "views": 2,
         }
         facts = {
             "metrics": {"top1": top1, "top5": 1.0},

@@ -15,7 +15,18 @@ from vpt.header import read_header
 from vpt.tasks.device import Machine
 from vpt.tasks.task import Recipe
 from vpt.towers.backbone import Backbone
-from vpt.workflow.compare import Candidate, Result, cells, compare, header, markdown, summarise, to_csv
+from vpt.workflow.compare import (
+    Candidate,
+    Result,
+    cells,
+    compare,
+    header,
+    label_of,
+    markdown,
+    summarise,
+    to_csv,
+    validation,
+)
 
 QUIET = Machine(progress=False)
 RECIPE = Recipe(epochs=1, lr=(1e-2,))
@@ -139,7 +150,9 @@ def test_a_summary_is_numpys(result: Callable[..., Result]) -> None:
     assert summarise([result("a", "linear", 1, 0.7)], "top5")[0].mean == 1.0
 
 
-@pytest.mark.parametrize("key", ["data", "subset", "shots", "selection", "counts"])
+@pytest.mark.parametrize(
+    "key", ["data", "subset", "shots", "selection", "counts", "validation", "views", "precision"]
+)
 def test_numbers_of_different_protocols_are_not_ranked(result: Callable[..., Result], key: str) -> None:
     a = result("a", "linear", 1, 0.7)
     b = replace(result("b", "vpt-deep", 1, 0.8), protocol={**a.protocol, key: "another"})
@@ -151,7 +164,13 @@ def test_tables_hold_the_numbers(result: Callable[..., Result]) -> None:
     rows = summarise(
         [result("a", "linear", 1, 0.7), result("a", "linear", 2, 0.8), result("b", "vpt-deep", 1, 0.9)]
     )
-    lines = [[c.strip() for c in line.strip("|").split("|")] for line in markdown(rows).splitlines()]
+    told = label_of([result("a", "linear", 1, 0.7), result("a", "linear", 2, 0.8)])
+    text = markdown(rows, told).splitlines()
+    assert text[-1].startswith(
+        "Protocol: setting: inductive; label space: all classes; shots: 4 a class; seeds: 1, 2"
+    )
+    assert "training views: flip, 2" in text[-1]
+    lines = [[c.strip() for c in line.strip("|").split("|")] for line in text[:-2]]
     assert tuple(lines[0]) == header(rows)
     assert lines[0] == [
         "method",
@@ -166,6 +185,45 @@ def test_tables_hold_the_numbers(result: Callable[..., Result]) -> None:
     ]
     assert [tuple(line) for line in lines[2:]] == [cells(row) for row in rows]
     assert cells(rows[0])[:5] == ("a", "75.0 ± 7.1", "2", "1,234", "5.6")
-    read = list(csv.DictReader(io.StringIO(to_csv(rows))))
+    read = list(csv.DictReader(io.StringIO(to_csv(rows, told))))
+    assert all(r["training views"] == "flip, 2" for r in read)
     assert [float(r["mean"]) for r in read] == [row.mean for row in rows]
     assert [int(r["parameters"]) for r in read] == [1234, 1234]
+
+
+def test_the_label_says_what_val_is_for() -> None:
+    one, several = Recipe(lr=(1e-2,)), Recipe(lr=(1e-2, 1e-3))
+    deep, probe, words = Candidate("vpt-deep"), Candidate("lp++"), Candidate("zero-shot")
+    assert validation([deep, words], one, "every seed", [1]) == "not used"
+    assert validation([words], several, "every seed", [1]) == "not used"  # it learns nothing
+    assert "for every seed" in validation([deep], several, "every seed", [1, 2])
+    assert "rates with seed 5, for all" in validation([deep], several, "first seed", [5, 6])
+    assert "strengths" in validation([probe], one, "every seed", [1])
+
+
+def test_another_precision_or_network_is_another_run(
+    backbone: Backbone, pictures: Path, tmp_path: Path
+) -> None:
+    data = {"path": str(pictures), "shots": 2, "batch_size": 6}
+
+    def go(backbone: Backbone, precision: str) -> tuple[Result, list[str]]:
+        told: list[str] = []
+        machine = Machine(progress=False, precision=precision)
+        (found,) = compare(
+            backbone,
+            data,
+            METHODS[:1],
+            out=tmp_path,
+            seeds=[1],
+            recipe=RECIPE,
+            machine=machine,
+            told=told.append,
+        )
+        return found, told
+
+    first, _ = go(backbone, "float32")
+    assert first.protocol["precision"] == "32-true"
+    assert go(backbone, "float32") == (first, [])
+    assert go(backbone, "auto")[1] == ["head alone, seed 1"]
+    other = replace(backbone, options={"weights": "others.pt"})
+    assert go(other, "float32")[1] == ["head alone, seed 1"]

@@ -13,11 +13,12 @@ import torch
 from vpt.methods import METHODS
 from vpt.promptset import PromptSet
 from vpt.tasks.device import Machine
+from vpt.tasks.label import recipe_of
 from vpt.tasks.learner import Learner, build_method
 from vpt.tasks.task import Recipe
 from vpt.tasks.tuned import Tuned
 from vpt.towers.backbone import Backbone
-from vpt.workflow.runs import Candidate, Result, Runs, recipe_of, renamed
+from vpt.workflow.runs import Candidate, Result, Runs, renamed
 
 QUIET = Machine(progress=False, device="cpu")
 

@@ -49,17 +49,19 @@ def test_captions_are_ranked_by_mean_recall(found: Make) -> None:
         "general",
         "general, change",
     )
-    cells = [c.strip() for c in markdown([a, b]).splitlines()[2].strip("|").split("|")]
+    cells = [c.strip() for c in markdown([a, b], {}).splitlines()[2].strip("|").split("|")]
     assert cells[:6] == ["a", "60.0 ± 14.1", "30.0 ± 7.1", "100.0 ± 0.0", "65.0 ± 7.1", "-15.0 ± 7.1"]
-    read = list(csv.DictReader(io.StringIO(to_csv([a, b]))))
+    read = list(csv.DictReader(io.StringIO(to_csv([a, b], {}))))
     assert float(read[0]["general_change"]) == pytest.approx(-0.15)
     assert float(read[0]["t2i_r1_std"]) == pytest.approx(0.05 * 2**0.5)
 
 
 def test_a_column_that_a_line_lacks_is_blank_there(found: Make) -> None:
     rows = summarise([found("a", "ivlp", 1, 0.5, 0.7), found("b", "coop", 1, 0.6)])
-    assert markdown(rows).splitlines()[3].count("|  |") == 1  # both of general's, with one bar between them
-    assert list(csv.DictReader(io.StringIO(to_csv(rows))))[1]["general"] == ""
+    assert (
+        markdown(rows, {}).splitlines()[3].count("|  |") == 1
+    )  # both of general's, with one bar between them
+    assert list(csv.DictReader(io.StringIO(to_csv(rows, {}))))[1]["general"] == ""
 
 
 def test_tables_of_classes_are_as_they_were(result: Make) -> None:
@@ -68,7 +70,7 @@ def test_tables_of_classes_are_as_they_were(result: Make) -> None:
         *("method", "accuracy", "seeds", "parameters", "file kB", "step ms", "seconds", "peak MB", "lr"),
     )
     columns = "name,method,mean,std,seeds,parameters,kilobytes,step_ms,seconds,peak_mb,lrs"
-    assert to_csv(rows).splitlines()[0] == columns
+    assert to_csv(rows, {}).splitlines()[0] == columns
     several = replace(result("a", "linear", 1, 0.7), metrics={"map": 0.6, "f1": 0.5})
     assert summarise([several])[0].mean == 0.6
 

@@ -115,10 +115,11 @@ def test_every_result_says_how_it_was_measured(tiny_clip: Backbone, five: DataSe
         "label space": "all classes",
         "shots": "1, 2 a class",
         "seeds": "1, 2",
-        "validation": "rates and strengths are chosen on val; a rate on that of seed 1, for all",
+        "validation": "chooses where a method has several rates, or strengths (rates with seed 1, for all)",
         "selection": "no early stop",
         "preprocessing": table.label["preprocessing"],
         "training views": "as for evaluation",
+        "precision": "32-true",
         "recipe": "published",
     }
     assert "32x32" in table.label["preprocessing"]
@@ -160,7 +161,7 @@ def test_sentences_of_the_data_set_reach_the_methods_that_say_them(
 
     best = max((zero, mine), key=lambda r: r.val["top1"])
     assert [line.name for line in chosen.lines] == [
-        f"prompt engineering: {best.name}", "prompt tuning: kgcoop", "fine-tuning: linear",
+        f"prompt engineering: {best.name}", "prompt tuning: kgcoop", "a probe: linear",
     ]  # fmt: skip
     assert chosen.lines[0].cells == cells(table, best.name)
 

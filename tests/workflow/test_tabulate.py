@@ -177,10 +177,12 @@ def test_a_spread_of_one_seed_is_none() -> None:
         ("waffle", "prompt engineering"),
         ("coop", "prompt tuning"),
         ("vpt-deep", "prompt tuning"),
-        ("linear", "fine-tuning"),
-        ("linear-exact", "fine-tuning"),
-        ("tip-adapter", "fine-tuning"),
+        ("linear", "a probe"),
+        ("linear-exact", "a probe"),
+        ("tip-adapter", "a probe"),
         ("lora", "fine-tuning"),
+        ("bias", "fine-tuning"),
+        ("clip-full", "fine-tuning"),
     ],
 )
 def test_families(method: str, name: str) -> None:

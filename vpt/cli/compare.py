@@ -32,11 +32,13 @@ def run(command: str, argv: list[str]) -> None:
         columns_of,
         compare,
         header,
+        label_of,
         markdown,
         summarise,
         to_csv,
     )
     from vpt.workflow.shown import shown_of
+    from vpt.workflow.tabulate import in_a_line
 
     console = Console()
     recipe, candidates = Recipe(**plan["task"]), [Candidate(*m.values()) for m in plan["methods"]]
@@ -53,21 +55,19 @@ def run(command: str, argv: list[str]) -> None:
         machine=machine,
         told=lambda text: console.print(text, markup=False),
     )
-    rows, p = summarise(results), results[0].protocol
-    shots = f"{p['shots'] or 'all'} {'in all' if 'captions' in p else 'a class'}"
+    rows, p, told = summarise(results), results[0].protocol, label_of(results)
     table = Table(
         *header(rows),
-        caption=f"test {shown_of(p).title} of {p['counts']['test']:,} pictures of {escape(p['data'])}, "
-        f"{shots}, {p['selection']}; where a method had several lr, val of "
-        f"{plan['search']} chose; std over seeds (n - 1)",
+        caption=f"test {shown_of(p).title} of {p['counts']['test']:,} pictures of {escape(p['data'])}; "
+        f"{escape(in_a_line(told))}; std over seeds (n - 1)",
     )
     columns = columns_of(rows)
     for row in rows:
         table.add_row(*map(escape, cells(row, columns)))
     console.print(table)
     out = Path(args.out)
-    write_atomically(out / "table.md", markdown(rows).encode())
-    write_atomically(out / "table.csv", to_csv(rows).encode())
+    write_atomically(out / "table.md", markdown(rows, told).encode())
+    write_atomically(out / "table.csv", to_csv(rows, told).encode())
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -76,7 +76,7 @@ def _arguments() -> argparse.ArgumentParser:
         description="Train several methods on the same pictures, splits and budget. A comparison that was "
         "stopped goes on where it was.",
     )
-    parser.add_argument("--data", help="folder, manifest, shards, torchvision:NAME, digits or emoji")
+    parser.add_argument("--data", help="folder, manifest, shards, torchvision:NAME, digits, emoji or scenes")
     parser.add_argument(
         "--search-once", action="store_true", help="choose among rates on the first seed only, for all seeds"
     )

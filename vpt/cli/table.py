@@ -107,7 +107,8 @@ def _arguments(explain: bool = False) -> argparse.ArgumentParser:
     parser.add_argument(
         "--recipe",
         choices=RECIPES,
-        help="whether epochs, batches and rates are those of the papers; scaled if not said",
+        help="what the label says: published only where all epochs, batches and rates are those of the papers; "
+        "scaled if not said. It is a word, and changes no option",
     )
     add_options(parser, KEYS)
     return parser

@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from vpt.cli.config import read_yaml
 from vpt.cli.names import positive
 
 __all__ = ["run"]
@@ -13,7 +14,7 @@ __all__ = ["run"]
 
 def run(command: str, argv: list[str]) -> None:
     """Adapt, measure and print."""
-    args = _parser(command).parse_args(argv)
+    args = _arguments(command, argv)
 
     from vpt.tasks.test_time import Adaptation
 
@@ -49,14 +50,31 @@ def run(command: str, argv: list[str]) -> None:
         print(f"results: {args.out}")
 
 
+def _arguments(command: str, argv: list[str]) -> argparse.Namespace:
+    """What was typed, over what a YAML file says."""
+    parser, first = _parser(command), argparse.ArgumentParser(add_help=False)
+    first.add_argument("--config")
+    config = first.parse_known_args(argv)[0].config
+    said = read_yaml(config) if config else {}
+    known = {a.dest for a in parser._actions if a.nargs != 0} - {"config"}
+    if wrong := said.keys() - known:
+        raise ValueError(
+            f"{config} has the key {', '.join(sorted(map(str, wrong)))}. There are {', '.join(sorted(known))}."
+        )
+    return parser.parse_args([*(f"--{k.replace('_', '-')}={v}" for k, v in said.items()), *argv])
+
+
 def _parser(command: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"vpt {command}",
         description="Adapt a CLIP to each test picture on its own, without labels: TPT (2209.07511) tunes the words "
         "around the class name on views of the picture, ZERO (2405.18330) lets the views vote.",
     )
+    parser.add_argument("--config", help="YAML file of these options; what is typed wins")
     parser.add_argument(
-        "--data", required=True, help="folder, manifest, shards, torchvision:NAME or coop:NAME"
+        "--data",
+        required=True,
+        help="folder, manifest, shards, torchvision:NAME, coop:NAME, digits, emoji or scenes",
     )
     parser.add_argument("--method", choices=("tpt", "zero"), default="tpt")
     parser.add_argument("--model", help="backbone, such as open_clip/ViT-B-16:openai")

@@ -167,7 +167,7 @@ def _measure(command: str, argv: list[str]) -> None:
     data = ImageData(**options)
     data.bind(tuned.backbone.preprocessing)
     data.setup()
-    if not data.captioned and tuned.can_name_others and tuned.classes != data.classes:
+    if not data.captioned and not tuned.tied and tuned.classes != data.classes:
         errors.print(f"the prompt now says the {len(data.classes)} names of these data")
         tuned = tuned.with_classes(data.classes, repeated=True)
     if not data.captioned:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpt.methods.coop import SLOT
+from vpt.methods.coop import SLOT, beginning
 from vpt.methods.method import Method
-from vpt.prompt import Context, Prompt, Site, given, normal
+from vpt.prompt import Context, Prompt, Site
 from vpt.tower import Tower
 from vpt.towers.tokens import Tokens
 
@@ -18,20 +18,27 @@ __all__ = ["CoCoOp"]
 
 
 class CoCoOp(Method):
-    """Rows and a net.  length, words: as in :class:`vpt.methods.coop.CoOp`, by default the words "a photo of a"."""
+    """Rows and a net.
+
+    length, words: as in :class:`vpt.methods.coop.CoOp`, by default the words "a photo of a"; without words 4 rows.
+    """
 
     named = True
     per_sample = True
     needs = True
 
     def __init__(
-        self, image: Tower, text: Tower, tokens: Tokens, *, length: int = 4, words: str = "a photo of a"
+        self,
+        image: Tower,
+        text: Tower,
+        tokens: Tokens,
+        *,
+        length: int | None = None,
+        words: str = "a photo of a",
     ) -> None:
         super().__init__()
-        vectors = tokens.embed(words) if words else None
-        length = length if vectors is None else len(vectors)
+        length, init = beginning(tokens, words, length, 4)
         self.sentence = f"<ctx*{length}> {{}}."
-        init = normal(0.02) if vectors is None else given(vectors)
         self.text_prompt = Prompt(text.name, SLOT, ["embedded"], length, text.width, init=init)
         hidden = max(1, image.out // 16)
         self.meta_net = nn.Sequential(

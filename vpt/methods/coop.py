@@ -15,7 +15,7 @@ from vpt.prompt import Context, Init, Prompt, Site, given, normal
 from vpt.tower import Tower
 from vpt.towers.tokens import Tokens
 
-__all__ = ["CoOp"]
+__all__ = ["CoOp", "beginning"]
 
 SLOT = "<ctx>"
 
@@ -23,12 +23,14 @@ SLOT = "<ctx>"
 class CoOp(Method):
     """Rows in the class sentence.
 
-    length: rows; with ``words`` their number.  place: of the class name, "end", "middle" or "front".
+    length: rows, by default 16, or as many as ``words`` are.
+    place: of the class name, "end", "middle" or "front".
     words: start from these words' embeddings, such as "a photo of a"; empty: N(0, 0.02).
     class_specific: rows of its own for every class; words, where given, win over it (as published).
     """
 
     named = True
+    usual = 16  # rows where neither length nor words say
 
     def __init__(
         self,
@@ -36,16 +38,14 @@ class CoOp(Method):
         tokens: Tokens,
         classes: int,
         *,
-        length: int = 16,
+        length: int | None = None,
         place: Literal["end", "middle", "front"] = "end",
         words: str = "",
         class_specific: bool = False,
     ) -> None:
         super().__init__()
-        start: Init = normal(0.02)
-        if words:
-            vectors = tokens.embed(words)
-            length, start, class_specific = len(vectors), given(vectors), False
+        length, start = beginning(tokens, words, length, self.usual)
+        class_specific = class_specific and not words
         self.class_specific, self.length, self.sets = class_specific, length, classes if class_specific else 1
         self.sentence = _sentence(length, place)
         self.text_prompt = Prompt(text.name, SLOT, ["embedded"], self.sets * length, text.width, init=start)
@@ -55,6 +55,22 @@ class CoOp(Method):
         if self.class_specific:
             return {site: r.unflatten(0, (self.sets, self.length)) for site, r in rows.items()}
         return rows
+
+
+def beginning(tokens: Tokens, words: str, length: int | None, usual: int) -> tuple[int, Init]:
+    """The number of rows and their start: the words' embeddings, or N(0, 0.02) where there are none.
+
+    Raises ValueError for a length that is not that of the words.
+    """
+    if not words:
+        return usual if length is None else length, normal(0.02)
+    vectors = tokens.embed(words)
+    if length not in (None, len(vectors)):
+        raise ValueError(
+            f"length is {length}, and the words {words!r} that rows start from are {len(vectors)} tokens. Leave length "
+            "out, or give words='' for rows that start at random."
+        )
+    return len(vectors), given(vectors)
 
 
 def _sentence(length: int, place: str) -> str:

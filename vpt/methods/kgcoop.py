@@ -21,13 +21,15 @@ __all__ = ["KgCoOp"]
 class KgCoOp(CoOp):
     """CoOp and a term.  teacher: the sentence to stay near.  weight: of the term, 8 as in the paper's scripts."""
 
+    usual = 4
+
     def __init__(
         self,
         text: Tower,
         tokens: Tokens,
         classes: int,
         *,
-        length: int = 4,
+        length: int | None = None,
         words: str = "a photo of a",
         teacher: str = "a photo of a {}.",
         weight: float = 8.0,

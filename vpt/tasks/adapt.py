@@ -22,6 +22,7 @@ from vpt.objectives.classify import Classify
 from vpt.prompt import Site
 from vpt.promptset import write_atomically
 from vpt.tasks.device import resolve_device, resolve_precision
+from vpt.tasks.label import reaches
 from vpt.tasks.learner import Learner
 from vpt.tasks.test_time import Adaptation, Adapter, Views
 from vpt.tasks.tuned import Tuned
@@ -91,7 +92,8 @@ def adapt(
         tower.model.to(target)
     learner = _start(backbone, data, start).to(target)
     adapter = Adapter(learner, rule, resolve_precision(precision, target))
-    protocol = _protocol(data, rule, start)
+    own = {"preprocessing": reaches(backbone), "validation": "not used", "precision": adapter.precision}
+    protocol = {**_protocol(data, rule, start), **own}
     pictures = data.pictures("test").through(Views(backbone.preprocessing, rule.views))
     kept = _Kept(out, {"backbone": backbone.label(), "protocol": protocol, "rows": _digest(adapter.rows)})
     # the same pictures side by side as in an unbroken run: then the bits are the same

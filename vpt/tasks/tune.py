@@ -26,6 +26,7 @@ from vpt.promptset import PromptSet, write_atomically
 from vpt.tasks.callbacks import StepTime, quiet
 from vpt.tasks.device import Machine, PeakMemory, autocast, resolve_device, resolve_precision
 from vpt.tasks.kinds import kind_of
+from vpt.tasks.label import protocol_of
 from vpt.tasks.learner import Learner, build_method
 from vpt.tasks.learning import Learning
 from vpt.tasks.measure import Numbers, shelves_of
@@ -366,12 +367,8 @@ class Run:
         tuned.save(self.out / self.file_name)
 
     def _bind(self, learner: Learning, train: dict[str, Any]) -> Any:
-        protocol = {
-            **self.data.protocol(),
-            "task": self.recipe.objective,
-            "selection": self._selection(learner.method),
-            "lr_grid": list(self.lrs),
-        }
+        told, recipe = self.data.protocol(), self.recipe
+        protocol = protocol_of(self.backbone, told, learner.method, recipe, self.lrs, train, self.precision)
         about = {
             "kind": "baseline" if self.entry.baseline else "prompt set",
             "method": {
@@ -391,8 +388,3 @@ class Run:
         }
         prompts: PromptSet = learner.export(about)
         return self.kind.bound(self.backbone, prompts, self.precision)
-
-    def _selection(self, method: Method) -> str:
-        """How the result was chosen among those that training passed through."""
-        stops = self.recipe.patience and method.trains
-        return f"early stop, patience {self.recipe.patience}" if stops else "no early stop"

@@ -120,16 +120,19 @@ class Tuned(Bound):
         sentence, with its rows. A string that holds a placeholder (such as ``"<ctx*4> {}."`` with a name put in, or
         ``"a photo of <my-mug>"``) is taken as it is. Ids are encoded without rows.
         """
+        with autocast(self.device, self.precision):
+            features = self._texts(text)
+        return F.normalize(features, dim=-1) if normalize else features
+
+    def _texts(self, text: str | Sequence[str] | Tensor) -> Tensor:
         tower = self.learner.towers[1] or self.backbone.text  # a baseline's own copy, where it learned
         if isinstance(text, Tensor):
-            features = encode(tower, text.to(self.device))
-        else:
-            names = [text] if isinstance(text, str) else list(text)
-            own = self._own_texts(names)
-            if own is not None:
-                return F.normalize(own, dim=-1) if normalize else own
-            features = encode_text(tower, lay(tower, self.sentences(names)), self._rows("text"))
-        return F.normalize(features, dim=-1) if normalize else features
+            return encode(tower, text.to(self.device))
+        names = [text] if isinstance(text, str) else list(text)
+        own = self._own_texts(names)
+        return (
+            encode_text(tower, lay(tower, self.sentences(names)), self._rows("text")) if own is None else own
+        )
 
     def sentences(self, texts: Sequence[str]) -> list[Sentence]:
         """What :meth:`encode_text` reads for these strings."""
@@ -149,26 +152,31 @@ class Tuned(Bound):
     def _rows(self, tower: str) -> dict[Any, Tensor]:
         rows = self.learner.method(self.learner.context())
         own = {site: r for site, r in rows.items() if site.tower == tower}
-        if tower == "text" and (self.learner.method.per_sample or self.learner.method.class_specific):
+        if tower == "text" and own and (self.learner.method.per_sample or self.learner.method.class_specific):
             raise ValueError(
                 "these text rows belong to a picture or to one class each, so other strings cannot be said with them."
             )
         return own
 
     @property
-    def can_name_others(self) -> bool:
-        """Whether other class names can be put in the place of these."""
-        return self.learner.method.named and not self.learner.method.class_specific
+    def tied(self) -> str:
+        """What belongs to its classes alone, in words; empty where other class names can take the place of these."""
+        method = self.learner.method
+        if not method.named:
+            return "a head"
+        if not method.class_specific:
+            return ""
+        rows = any(site.tower == "text" for site in method(self.learner.context()))
+        return "class-specific rows" if rows else "a cache of pictures"
 
     def with_classes(self, classes: Sequence[str], *, repeated: bool = False) -> Tuned:
         """The same prompt for another list of class names; repeated: two classes may have one name, as in ImageNet.
 
         Raises ValueError for a head or class-specific rows, which belong to the classes they were trained for.
         """
-        if not self.can_name_others:
-            what = "class-specific rows" if self.learner.method.named else "a head"
+        if self.tied:
             raise ValueError(
-                f"this prompt set has {what} for its {len(self.classes)} classes and cannot name others. Train a "
+                f"this prompt set has {self.tied} for its {len(self.classes)} classes and cannot name others. Train a "
                 "method that says names, such as coop or maple."
             )
         if not classes or (len(set(classes)) < len(classes) and not repeated):

@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from vpt.methods import METHODS, method_class
+from vpt.methods.method import Method
 from vpt.tasks.device import Machine
 from vpt.tasks.learner import build_method
 from vpt.tasks.task import Recipe
@@ -18,20 +20,25 @@ from vpt.tasks.tuned import Tuned
 from vpt.towers.backbone import Backbone
 from vpt.workflow.runs import Candidate, Result, Runs, Search
 from vpt.workflow.shown import SHOWN, Column, shown_of
+from vpt.workflow.tabulate import RANKED, Entry, in_a_line, label
 
 __all__ = [
     "Candidate",
     "Result",
     "Row",
     "cells",
+    "chooses",
     "columns_of",
     "compare",
     "header",
+    "label_of",
     "markdown",
     "refuse",
+    "solves",
     "summarise",
     "to_csv",
     "trained",
+    "validation",
 ]
 
 
@@ -56,7 +63,8 @@ def compare(
     """
     refuse(backbone, candidates)
     runs = Runs(backbone, out, machine, told=told, seen=seen)
-    return trained(runs, data, candidates, seeds=seeds, search=search, recipe=recipe)
+    label = {"validation": validation(candidates, recipe, search, seeds)}
+    return trained(runs, data, candidates, seeds=seeds, search=search, recipe=recipe, label=label)
 
 
 def refuse(backbone: Backbone, candidates: Sequence[Candidate]) -> None:
@@ -66,6 +74,25 @@ def refuse(backbone: Backbone, candidates: Sequence[Candidate]) -> None:
         raise ValueError(f"two lines of the comparison have one name: {names}. Give them labels.")
     for c in candidates:
         build_method(c.method, backbone, c.options)
+
+
+def solves(method: str) -> bool:
+    """Whether a method searches or solves on val itself."""
+    return method_class(method).solve is not Method.solve
+
+
+def chooses(c: Candidate, recipe: Recipe) -> bool:
+    """Whether a candidate looks at val."""
+    rates = replace(recipe, **c.recipe).rates(METHODS[c.method].lr)
+    return solves(c.method) or (method_class(c.method).trains and len(rates) > 1)
+
+
+def validation(candidates: Sequence[Candidate], recipe: Recipe, search: Search, seeds: Sequence[int]) -> str:
+    """What val is used for in runs that stand in one table."""
+    if not any(chooses(c, recipe) for c in candidates):
+        return "not used"
+    whose = f"rates with seed {seeds[0]}, for all" if search == "first seed" else "for every seed"
+    return f"chooses where a method has several rates, or strengths ({whose})"
 
 
 def trained(
@@ -164,7 +191,13 @@ def _beside(runs: Sequence[Result], columns: Sequence[Column]) -> dict[str, tupl
 
 def _label(protocol: Mapping[str, Any]) -> dict[str, Any]:
     """What must agree before numbers are ranked; split hash and seed differ between seeds by design."""
-    return {k: protocol.get(k) for k in ("data", "subset", "shots", "task", "selection", "counts")}
+    return {k: protocol.get(k) for k in RANKED if k not in ("seed", "split")}
+
+
+def label_of(results: Sequence[Result]) -> dict[str, str]:
+    """The protocol of results that are ranked together, in words."""
+    entries = [Entry(str(r.protocol["data"]), r.protocol.get("shots") or 0, r) for r in results]
+    return label(entries, shown_of(results[0].protocol).space)
 
 
 COSTS = ("seeds", "parameters", "file kB", "step ms", "seconds", "peak MB", "lr")
@@ -202,23 +235,26 @@ def percent(value: float, spread: float, signed: bool = False) -> str:
     return f"{100 * value:{'+' if signed else ''}.1f} ± {100 * spread:.1f}"
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The table in Markdown; shares in percent."""
+def markdown(rows: Sequence[Row], told: Mapping[str, str]) -> str:
+    """The table in Markdown, shares in percent, and its protocol (:func:`label_of`)."""
     head, columns = header(rows), columns_of(rows)
     lines = [head, tuple("---" if i == 0 else "--:" for i in range(len(head)))]
     lines += [cells(row, columns) for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return (
+        f"{table}\n\nProtocol: {in_a_line(told)}. ± is the standard deviation over seeds (sample, n - 1).\n"
+    )
 
 
-def to_csv(rows: Sequence[Row]) -> str:
-    """The table with plain numbers; columns beside the headline with their spread as ``KEY_std``."""
+def to_csv(rows: Sequence[Row], told: Mapping[str, str]) -> str:
+    """The table with plain numbers; columns beside the headline with their spread as ``KEY_std``; the protocol."""
     keys = [c.key for c in columns_of(rows)]
     lines = []
     for row in rows:
         line = {k: v for k, v in asdict(row).items() if k not in ("task", "beside")}
         for key in keys:
             line[key], line[f"{key}_std"] = row.beside.get(key, ("", ""))
-        lines.append(line)
+        lines.append(line | {k: v for k, v in told.items() if k not in line})
     text = io.StringIO()
     writer = csv.DictWriter(text, [*lines[0]])
     writer.writeheader()

@@ -20,7 +20,7 @@ from vpt.tasks.task import Recipe
 from vpt.tasks.tuned import Tuned
 from vpt.towers.backbone import Backbone
 from vpt.towers.load import load
-from vpt.workflow.compare import Candidate, Result, compare, summarise, to_csv
+from vpt.workflow.compare import Candidate, Result, compare, label_of, summarise, to_csv
 from vpt.workflow.demo_concept import TEACH, Teach, teach
 from vpt.workflow.demo_search import HUNT, Hunt, search
 from vpt.workflow.report import Chapter, Lesson, Searches, page
@@ -117,7 +117,9 @@ def demo(
     for study, chapter in zip(studies, chapters, strict=True):
         for picture in chapter.pictures:
             write_atomically(study.out / f"{picture.name}.png", picture.light)
-        write_atomically(study.out / "table.csv", to_csv(summarise(study.results)).encode())
+        write_atomically(
+            study.out / "table.csv", to_csv(summarise(study.results), label_of(study.results)).encode()
+        )
     facts = _facts(backbone, budget, time.perf_counter() - started)
     lead = _lead(backbone)
     if hunts:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vpt.data.module import ImageData
-from vpt.methods import METHODS
+from vpt.methods import METHODS, method_class
 from vpt.promptset import write_atomically
 from vpt.tasks.device import Machine
 from vpt.tasks.measure import measure
@@ -20,7 +20,7 @@ from vpt.tasks.tune import fit
 from vpt.tasks.tuned import Tuned, load_prompts
 from vpt.towers.backbone import Backbone
 
-__all__ = ["Candidate", "Result", "Runs", "Search", "by_split", "label_of", "recipe_of"]
+__all__ = ["Candidate", "Result", "Runs", "Search", "by_split", "renamed"]
 
 Search = Literal["every seed", "first seed"]
 MODULES = 3  # data sets that are kept open: a base half, its novel half, and both
@@ -137,9 +137,11 @@ class Runs:
             module, tuned = self.module(data, run.seed), self._tuned(run)
             try:
                 tuned = renamed(tuned, module.classes, words or {})
-            except ValueError:
-                rows = "class-specific rows" if tuned.learner.method.named else "a head"
-                measured: dict[str, Any] = {"why": f"it has {rows} for the classes that it was trained on"}
+                if tuned.learner.method.named and not method_class(run.method).trains:
+                    tuned.learner.texts()  # descriptions may lack a name
+            except ValueError as error:
+                tied = f"it has {tuned.tied} for the classes that it was trained on"
+                measured: dict[str, Any] = {"why": tied if tuned.tied else str(error).rstrip(".")}
             else:
                 self.told(f"{run.name}, seed {run.seed}: {name}")
                 metrics = measure(tuned, module, "test", cache=self.machine.cache).metrics
@@ -171,8 +173,9 @@ class Runs:
 
     def _key(self, data: Mapping[str, Any], c: Candidate, seed: int, recipe: Recipe) -> str:
         """What a run is: equal keys are the same run."""
-        facts = [self.backbone.name, dict(data), c.method, dict(c.options), asdict(recipe), seed]
-        return json.dumps(facts, sort_keys=True)
+        network = {k: v for k, v in self.backbone.label().items() if k != "libraries"}
+        own = [network, self.machine.precision, dict(data), c.method, dict(c.options), asdict(recipe), seed]
+        return json.dumps(own, sort_keys=True)
 
     def _folder(self, place: Sequence[str], name: str, seed: int, key: str) -> Path:
         """Where a run is written: its label in plain letters, and more where another run lies there."""
@@ -221,7 +224,7 @@ def _result(c: Candidate, tuned: Tuned, seed: int, folder: Path, key: str) -> Re
         train["peak_mb"],
         train["lr"],
         str(path),
-        {**tuned.protocol, **label_of(tuned), "run": key},
+        {**tuned.protocol, "run": key},
         after.get("val", {}),
         {
             name: {**found, "count": counts[name]}
@@ -238,25 +241,3 @@ def by_split(metrics: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]
     for m in metrics:
         found.setdefault(m["split"], {})[m["name"]] = m["value"]
     return found
-
-
-def label_of(tuned: Tuned) -> dict[str, Any]:
-    """What a number means besides its data: how pictures reach the network, and how it was trained."""
-    p = tuned.backbone.preprocessing
-    size = "x".join(map(str, p["input_size"][1:]))
-    train = tuned.prompts.about["train"]
-    return {
-        "inductive": True,  # nothing here trains on test pictures, with or without their labels
-        "preprocessing": f"{p['crop_mode']} {size}, {p['crop_pct']:g} of it, {p['interpolation']}",
-        "trained": recipe_of(train),
-    }
-
-
-def recipe_of(train: Mapping[str, Any]) -> str:
-    """Epochs, batch, optimizer and schedule of a run in a line; "not by gradient" where it made no steps."""
-    if not train["steps"]:
-        return "not by gradient"
-    return (
-        f"{train['epochs']} epochs of batch {train['batch_size']}, {train['optimizer']} with "
-        f"{train['lr']:g}, {train['schedule']}"
-    )

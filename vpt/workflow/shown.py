@@ -28,6 +28,7 @@ class Shown:
     """What is shown of one objective.
 
     headlines: the metric that ranks is the first of these that was measured.  title, meaning: of its column.
+    space: among what a test picture finds its own.
     base, based: what others are held against, in a word and in a few.  columns: beside the headline.
     words: metrics in the order and the words of a table of one run; {}: as they come.
     """
@@ -35,6 +36,7 @@ class Shown:
     headlines: tuple[str, ...]
     title: str
     meaning: str
+    space: str
     base: str
     based: str
     columns: tuple[Column, ...] = ()
@@ -71,6 +73,7 @@ SHOWN = {
         "accuracy",
         "Share of test pictures named rightly: mean ± standard deviation (n - 1) over seeds. A seed draws the "
         "training pictures and their order; within a seed all methods see the same ones.",
+        "all classes",
         "head",
         "the head alone",
     ),
@@ -80,6 +83,7 @@ SHOWN = {
         "Mean of the recalls at 1, 5 and 10 of pictures by captions and of captions by pictures, over the whole test "
         "split: mean ± standard deviation (n - 1) over seeds. A seed draws the training pictures and their order; "
         "within a seed all methods see the same ones.",
+        "all captions of the test split, and all its pictures",
         "frozen",
         "the frozen model",
         (

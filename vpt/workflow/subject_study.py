@@ -26,6 +26,7 @@ from vpt.data.scene_check import cut_out, look_at
 from vpt.data.subjects import Subject, pictures_in
 from vpt.encode import encode
 from vpt.promptset import PromptSet
+from vpt.tasks.label import recipe_of
 from vpt.tasks.pairs import plainly
 from vpt.tasks.pipeline import TunedPipeline
 from vpt.tasks.task import Recipe
@@ -34,7 +35,7 @@ from vpt.towers.backbone import Backbone
 from vpt.towers.diffusion import Diffusion
 from vpt.workflow.drawn import Drawn, sheet
 from vpt.workflow.generate import Drawing
-from vpt.workflow.runs import Candidate, Result, Runs, recipe_of
+from vpt.workflow.runs import Candidate, Result, Runs
 from vpt.workflow.tabulate import Cell, Line, Table
 
 __all__ = ["KIND", "TOLD", "Eyes", "Study", "pictures_of"]
@@ -99,16 +100,17 @@ class Study:
         """Real pictures above what each method drew of them with its first noise; a column a subject."""
         rows = [[Drawn(_first(s.real), f"{REAL}: {s.name}", s.name) for s in self.subjects]]
         for k in range(min(SHOWN, *(len(s.sentences) for s in self.subjects))):
-            folders = [(KIND, [self.frozen_folder(s) for s in self.subjects])]
+            folders = [(KIND, [(s.word, self.frozen_folder(s)) for s in self.subjects])]
             for c in candidates:
-                runs = [self._run(c, s, seed) for s in self.subjects]
-                folders.append((c.name, [pictures_of(run) for run in runs]))
+                runs = [(s, self._run(c, s, seed)) for s in self.subjects]
+                folders.append((c.name, [(f"<{s.name}>", pictures_of(run)) for s, run in runs]))
             for name, places in folders:
+                said = [
+                    (_said(s.sentences[k], thing), place)
+                    for s, (thing, place) in zip(self.subjects, places, strict=True)
+                ]
                 rows.append(
-                    [
-                        Drawn(_first(_sentence(place, k)), f"{name}: {s.sentences[k]}", s.sentences[k])
-                        for s, place in zip(self.subjects, places, strict=True)
-                    ]
+                    [Drawn(_first(_sentence(place, k)), f"{name}: {text}", text) for text, place in said]
                 )
         return sheet("what was learned, and what was drawn", rows, self._facts())
 

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from vpt.methods import METHODS, method_class
-from vpt.methods.method import Method
+from vpt.methods import METHODS
 from vpt.tasks.task import Recipe
-from vpt.workflow.compare import refuse, trained
+from vpt.workflow.compare import chooses, refuse, solves, trained, validation
 from vpt.workflow.runs import Candidate, Result, Runs, Search
 from vpt.workflow.sets import VTAB, DataSet, sentences_for
 from vpt.workflow.tabulate import (
@@ -78,25 +77,10 @@ class Ask:
     @property
     def label(self) -> dict[str, str]:
         """What all runs of this table say of themselves."""
-        chosen = "not used"
-        if any(self.chooses(c) for c in self.candidates):
-            chosen = {
-                "first seed": f"rates and strengths are chosen on val; a rate on that of seed {self.seeds[0]}, for all",
-                "every seed": "rates and strengths are chosen on val, for every seed",
-            }[self.search]
+        chosen = validation(self.candidates, self.recipe, self.search, self.seeds)
         if self.kind == "vtab":
             chosen += "; then val trains too"
         return {"validation": chosen, "recipe": self.word}
-
-    def chooses(self, c: Candidate) -> bool:
-        """Whether a candidate looks at val."""
-        rates = replace(self.recipe, **c.recipe).rates(METHODS[c.method].lr)
-        return solves(c.method) or (family(c.method) != "prompt engineering" and len(rates) > 1)
-
-
-def solves(method: str) -> bool:
-    """Whether a method searches or solves on val itself."""
-    return method_class(method).solve is not Method.solve
 
 
 def run(ask: Ask, runs: Runs) -> list[Entry]:
@@ -173,7 +157,7 @@ def _searched(ask: Ask, runs: Runs, d: DataSet, c: Candidate) -> list[Entry]:
             Entry(d.name, 0, runs.train(c, data, seed, ask.recipe, place=[d.name], label=label))
             for seed in seeds
         ]
-    if ask.chooses(c):
+    if chooses(c, ask.recipe):
         first = runs.train(c, data, seeds[0], ask.recipe, place=[d.name, "search"])
         rates = (first.lr,)
     own = replace(c, recipe={**c.recipe, "lr": rates[:1]})

@@ -22,6 +22,8 @@ __all__ = [
     "Table",
     "family",
     "harmonic",
+    "in_a_line",
+    "label",
     "markdown",
     "same_protocol",
     "summary",
@@ -29,7 +31,7 @@ __all__ = [
 ]
 
 COSTS = ("parameters", "file kB", "step ms", "seconds", "peak MB", "lr")
-FAMILIES = ("prompt engineering", "prompt tuning", "fine-tuning")
+FAMILIES = ("prompt engineering", "prompt tuning", "a probe", "fine-tuning")
 # what two results must agree in before they are ranked
 RANKED = (
     *(
@@ -44,7 +46,7 @@ RANKED = (
         "inductive",
         "preprocessing",
     ),
-    *("augment", "views", "validation", "recipe"),
+    *("augment", "views", "validation", "recipe", "precision"),
 )
 NOTE = (
     "± is the standard deviation over seeds (population, n, as the CoOp line of work has it); seconds are of one run, "
@@ -204,22 +206,34 @@ def label(entries: Sequence[Entry], space: str) -> dict[str, str]:
     return {
         "setting": "inductive" if p["inductive"] else "transductive",
         "label space": space,
-        "shots": ", ".join(dict.fromkeys(str(e.shots or "all") for e in entries)) + " a class",
+        "shots": ", ".join(dict.fromkeys(str(e.shots or "all") for e in entries))
+        + (" in all" if "captions" in p else " a class"),
         "seeds": ", ".join(map(str, sorted({e.result.seed for e in entries}))),
         "validation": every("validation"),
         "selection": every("selection"),
         "preprocessing": every("preprocessing"),
         "training views": views,
-        "recipe": every("recipe"),
+        "precision": every("precision"),
+        **({"recipe": every("recipe")} if "recipe" in p else {}),
     }
 
 
+def in_a_line(told: Mapping[str, str]) -> str:
+    """A label as a sentence."""
+    return "; ".join(f"{k}: {v}" for k, v in told.items())
+
+
 def family(method: str) -> str:
-    """What a method is called by people who choose: nothing learned, rows learned, or weights learned or solved."""
+    """What a method is called by people who choose.
+
+    Nothing learned, rows learned, a head or a cache on what the frozen network says, or the network's weights learned.
+    """
     made = method_class(method)
     solves = made.solve is not Method.solve
     if not made.trains and not solves:
         return FAMILIES[0]
+    if made.learn is not Method.learn:
+        return FAMILIES[3]
     return FAMILIES[2] if METHODS[method].baseline or solves else FAMILIES[1]
 
 
@@ -243,10 +257,9 @@ def markdown(tables: Sequence[Table]) -> str:
     for t in tables:
         body = [line.texts(t.columns) for line in t.lines]
         rows = [list(t.header), ["---", *["--:"] * (len(t.header) - 1)], *body]
-        told = "; ".join(f"{k}: {v}" for k, v in t.label.items())
         parts.append(f"## {t.title}\n")
         parts.append("\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n")
-        parts.append(f"Protocol: {told}.\n")
+        parts.append(f"Protocol: {in_a_line(t.label)}.\n")
         parts += [f"{note}\n" for note in t.notes]
     return "\n".join([*parts, f"{NOTE}\n"])
 
