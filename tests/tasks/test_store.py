@@ -40,6 +40,21 @@ def test_too_large_for_memory_is_left_alone(data, backbone, monkeypatch):
     assert fill(backbone.image, "2", data.pictures("train", augmented=True), 2, where="auto") is None
 
 
+def test_too_large_for_memory_goes_to_the_folder_where_reading_is_worth_it(
+    data, backbone, monkeypatch, tmp_path
+):
+    pictures = data.pictures("train", augmented=True)
+    inside = fill(backbone.image, "2", pictures, 2, where="auto", folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("vpt.tasks.store.MEMORY", 1000)
+    outside = fill(backbone.image, "2", pictures, 2, where="auto", folder=tmp_path)
+    assert (tmp_path / "train.static").stat().st_size == inside.x.numel() * 4
+    assert torch.equal(inside.x, outside.x)
+    monkeypatch.setattr("vpt.tasks.store.WORTH", 1000)  # a picture's tokens are larger
+    assert fill(backbone.image, "2", pictures, 2, where="auto", folder=tmp_path / "none") is None
+    assert not (tmp_path / "none").exists()
+
+
 def test_disk_needs_a_folder(data, backbone):
     with pytest.raises(ValueError, match="out=DIR"):
         fill(backbone.image, "2", data.pictures("train"), 1, where="disk")

@@ -135,12 +135,16 @@ def test_stored_static_part_gives_the_same_prompts(backbone, pictures):
     assert torch.allclose(rows_of(plain), rows_of(stored), atol=1e-5)
 
 
-def test_stored_on_disk(backbone, pictures, tmp_path):
+def test_stored_on_disk(backbone, pictures, tmp_path, monkeypatch):
     options = {"layers": "2", "epochs": 3, "lr": 0.03, "length": 3, "augment": "flip", "views": 2, **QUIET}
     memory = tune(backbone, str(pictures), "vpt-deep", store="memory", **options)
     disk = tune(backbone, str(pictures), "vpt-deep", store="disk", out=str(tmp_path), **options)
     assert torch.equal(rows_of(memory), rows_of(disk))
     assert (tmp_path / "train.static").stat().st_size == 36 * 2 * 17 * 32 * 4
+    monkeypatch.setattr("vpt.tasks.store.MEMORY", 1000)
+    auto = tune(backbone, str(pictures), "vpt-deep", out=str(tmp_path / "auto"), **options)
+    assert torch.equal(rows_of(memory), rows_of(auto))
+    assert not list((tmp_path / "auto").glob("*.static"))  # nobody asked for them
 
 
 def test_candidates_side_by_side_equal_one_by_one(backbone, pictures):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +61,19 @@ def test_results_of_before_are_read(
         json.dumps([{k: v for k, v in old.items() if k not in ("val", "beside")}])
     )
     assert Runs(backbone, tmp_path, QUIET).done["key"].val == {}
+
+
+def test_a_folder_that_was_moved_is_gone_on_from(backbone: Backbone, pictures: Path, tmp_path: Path) -> None:
+    data = {"path": str(pictures), "shots": 2, "batch_size": 6}
+    c = Candidate("vpt-shallow", options={"length": 2}, recipe={"epochs": 1})
+    first = Runs(backbone, tmp_path / "here", QUIET).train(c, data, 1)
+    (tmp_path / "here").rename(tmp_path / "there")
+    told: list[str] = []
+    again = Runs(backbone, tmp_path / "there", QUIET, told=told.append).train(c, data, 1)
+    assert not told
+    assert Path(again.file) == tmp_path / "there" / "vpt-shallow" / "seed1" / "prompts.safetensors"
+    assert Path(again.file).is_file()
+    assert replace(again, file=first.file) == first
 
 
 def test_data_are_opened_once_and_the_oldest_are_let_go(

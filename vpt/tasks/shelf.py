@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vpt.promptset import write_atomically
 
-__all__ = ["Shelf"]
+__all__ = ["WORTH", "Shelf"]
 
 WORTH = 64 * 1024  # bytes of a picture's static part: above it, patches are read faster than they are kept
 

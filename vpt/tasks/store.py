@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vpt.encode import advance, encode
-from vpt.tasks.shelf import Shelf, name_of
+from vpt.tasks.shelf import WORTH, Shelf, name_of
 from vpt.tower import Stream, Tower
 
 __all__ = ["Stored", "fill", "inputs_of"]
 
-MEMORY = 2 * 2**30  # bytes that "auto" may keep in memory
+MEMORY = 2 * 2**30  # bytes that "auto" keeps in memory
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,15 @@ def inputs_of(batch: Mapping[str, Any], frame: Stream | None) -> Tensor | Stream
 def _room(
     shape: tuple[int, ...], dtype: torch.dtype, where: str, folder: Path | None, name: str
 ) -> Tensor | None:
-    """An empty tensor in memory, or on a memory map in ``folder``; None when "auto" finds it too large."""
-    size = int(np.prod(shape)) * dtype.itemsize
-    if where == "disk":
-        if folder is None:
-            raise ValueError("store='disk' needs a folder: give out=DIR.")
+    """An empty tensor [views, pictures, ...] in memory, or on a memory map in ``folder``.
+
+    "auto" takes memory up to 2 GiB, then the folder for what is read from there faster than computed; None where it
+    finds no place.
+    """
+    size, each = int(np.prod(shape)) * dtype.itemsize, int(np.prod(shape[2:])) * dtype.itemsize
+    if where == "disk" and folder is None:
+        raise ValueError("store='disk' needs a folder: give out=DIR.")
+    if folder is not None and (where == "disk" or (where == "auto" and size > MEMORY and each <= WORTH)):
         folder.mkdir(parents=True, exist_ok=True)
         return torch.from_file(
             str(folder / f"{name}.static"), shared=True, size=int(np.prod(shape)), dtype=dtype

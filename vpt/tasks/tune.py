@@ -171,6 +171,8 @@ class Run:
         if self.out is not None:
             tuned.save(self.out / self.file_name)
             (self.out / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
+            for kept in self.out.glob("*.static") if self.recipe.store == "auto" else ():
+                kept.unlink(missing_ok=True)
         return tuned
 
     def _bar(self, name: str) -> Callable[[Iterable[Any]], Iterable[Any]]:

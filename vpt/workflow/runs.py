@@ -89,7 +89,7 @@ class Runs:
         self.backbone, self.out, self.machine, self.told, self.seen = backbone, Path(out), machine, told, seen
         self.file = self.out / "results.json"
         kept = [Result(**r) for r in json.loads(self.file.read_text())] if self.file.is_file() else []
-        self.done = {r.protocol["run"]: r for r in kept}
+        self.done = {r.protocol["run"]: replace(r, file=self._here(r.file)) for r in kept}
         self._modules: dict[str, ImageData] = {}
 
     def train(
@@ -169,7 +169,15 @@ class Runs:
 
     def _keep(self, result: Result) -> None:
         self.done[result.protocol["run"]] = result
-        write_atomically(self.file, json.dumps([asdict(r) for r in self.done.values()], indent=1).encode())
+        lines = [asdict(r) for r in self.done.values()]
+        for line in lines:
+            if Path(line["file"]).is_relative_to(self.out):  # the folder may move
+                line["file"] = Path(line["file"]).relative_to(self.out).as_posix()
+        write_atomically(self.file, json.dumps(lines, indent=1).encode())
+
+    def _here(self, file: str) -> str:
+        """A kept path, which counts from the folder; those of before counted from where the command ran."""
+        return str(self.out / file) if (self.out / file).is_file() else file
 
     def _key(self, data: Mapping[str, Any], c: Candidate, seed: int, recipe: Recipe) -> str:
         """What a run is: equal keys are the same run."""
