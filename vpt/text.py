@@ -30,7 +30,7 @@ BATCH = 32  # sentences in a batch that is not packed
 PASS = {"cpu": 1, "cuda": 4096, "mps": 4096}
 GRAPH = (
     2 * 2**30
-)  # bytes that a backward pass may keep before chunks are computed anew; CUDA says what is free
+)  # bytes that backward may keep before chunks are computed anew, where nothing says what is free
 KEPT = 10  # numbers of the model's width that a token of a frozen block keeps for backward: measured on ViT-B/32's text
 
 

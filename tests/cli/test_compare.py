@@ -120,7 +120,7 @@ def test_the_table_is_printed_and_written(
     assert [r["seeds"] for r in rows] == ["2", "2"]
     text = (out / "table.md").read_text()
     assert text.count("\n") == 6
-    assert "validation: chooses where a method has several rates" in text
+    assert "validation: chooses learning rates (for every seed)" in text
     runs = json.loads((out / "results.json").read_text())
     assert [(r["name"], r["seed"]) for r in runs] == [(n, s) for s in (1, 2) for n in ("linear", "one [row]")]
     assert main(argv) == 0  # nothing is repeated

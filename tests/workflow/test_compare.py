@@ -185,6 +185,10 @@ def test_tables_hold_the_numbers(result: Callable[..., Result]) -> None:
     ]
     assert [tuple(line) for line in lines[2:]] == [cells(row) for row in rows]
     assert cells(rows[0])[:5] == ("a", "75.0 ± 7.1", "2", "1,234", "5.6")
+    assert cells(rows[0])[-1] == "0.005"
+    solved = result("a", "lp++", 1, 0.7)
+    solved.protocol["trained"] = "not by gradient"
+    assert (cells(*summarise([solved]))[5], cells(*summarise([solved]))[-1]) == ("-", "-")
     read = list(csv.DictReader(io.StringIO(to_csv(rows, told))))
     assert all(r["training views"] == "flip, 2" for r in read)
     assert [float(r["mean"]) for r in read] == [row.mean for row in rows]
@@ -196,9 +200,13 @@ def test_the_label_says_what_val_is_for() -> None:
     deep, probe, words = Candidate("vpt-deep"), Candidate("lp++"), Candidate("zero-shot")
     assert validation([deep, words], one, "every seed", [1]) == "not used"
     assert validation([words], several, "every seed", [1]) == "not used"  # it learns nothing
-    assert "for every seed" in validation([deep], several, "every seed", [1, 2])
-    assert "rates with seed 5, for all" in validation([deep], several, "first seed", [5, 6])
-    assert "strengths" in validation([probe], one, "every seed", [1])
+    asked = ", where a method asks"
+    rates = "chooses learning rates (for every seed)"
+    assert validation([deep, words], several, "every seed", [1, 2]) == rates + asked
+    assert "rates (with seed 5, for all)" in validation([deep], several, "first seed", [5, 6])
+    assert validation([probe], one, "every seed", [1]) == "chooses strengths" + asked
+    assert validation([probe, deep], several, "every seed", [1]) == rates + " and strengths" + asked
+    assert validation([deep], replace(one, patience=3), "every seed", [1]) == "chooses when to stop" + asked
 
 
 def test_another_precision_or_network_is_another_run(

@@ -115,7 +115,7 @@ def test_every_result_says_how_it_was_measured(tiny_clip: Backbone, five: DataSe
         "label space": "all classes",
         "shots": "1, 2 a class",
         "seeds": "1, 2",
-        "validation": "chooses where a method has several rates, or strengths (rates with seed 1, for all)",
+        "validation": "chooses learning rates (with seed 1, for all), where a method asks",
         "selection": "no early stop",
         "preprocessing": table.label["preprocessing"],
         "training views": "as for evaluation",

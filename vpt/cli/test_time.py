@@ -61,7 +61,9 @@ def _arguments(command: str, argv: list[str]) -> argparse.Namespace:
         raise ValueError(
             f"{config} has the key {', '.join(sorted(map(str, wrong)))}. There are {', '.join(sorted(known))}."
         )
-    return parser.parse_args([*(f"--{k.replace('_', '-')}={v}" for k, v in said.items()), *argv])
+    return parser.parse_args(
+        [*(f"--{k.replace('_', '-')}={v}" for k, v in said.items() if v is not None), *argv]
+    )
 
 
 def _parser(command: str) -> argparse.ArgumentParser:

@@ -27,17 +27,18 @@ __all__ = [
     "Result",
     "Row",
     "cells",
-    "chooses",
     "columns_of",
     "compare",
     "header",
     "label_of",
     "markdown",
+    "rates_of",
     "refuse",
     "solves",
     "summarise",
     "to_csv",
     "trained",
+    "tries",
     "validation",
 ]
 
@@ -63,8 +64,8 @@ def compare(
     """
     refuse(backbone, candidates)
     runs = Runs(backbone, out, machine, told=told, seen=seen)
-    label = {"validation": validation(candidates, recipe, search, seeds)}
-    return trained(runs, data, candidates, seeds=seeds, search=search, recipe=recipe, label=label)
+    words = {"validation": validation(candidates, recipe, search, seeds)}
+    return trained(runs, data, candidates, seeds=seeds, search=search, recipe=recipe, label=words)
 
 
 def refuse(backbone: Backbone, candidates: Sequence[Candidate]) -> None:
@@ -81,18 +82,22 @@ def solves(method: str) -> bool:
     return method_class(method).solve is not Method.solve
 
 
-def chooses(c: Candidate, recipe: Recipe) -> bool:
-    """Whether a candidate looks at val."""
+def tries(c: Candidate, recipe: Recipe) -> bool:
+    """Whether a candidate has several learning rates."""
     rates = replace(recipe, **c.recipe).rates(METHODS[c.method].lr)
-    return solves(c.method) or (method_class(c.method).trains and len(rates) > 1)
+    return method_class(c.method).trains and len(rates) > 1
 
 
 def validation(candidates: Sequence[Candidate], recipe: Recipe, search: Search, seeds: Sequence[int]) -> str:
-    """What val is used for in runs that stand in one table."""
-    if not any(chooses(c, recipe) for c in candidates):
-        return "not used"
-    whose = f"rates with seed {seeds[0]}, for all" if search == "first seed" else "for every seed"
-    return f"chooses where a method has several rates, or strengths ({whose})"
+    """What val is used for by runs that stand in one table: one answer for all, of which a method takes its part."""
+    whose = f"with seed {seeds[0]}, for all" if search == "first seed" else "for every seed"
+    decides = {
+        f"learning rates ({whose})": any(tries(c, recipe) for c in candidates),
+        "strengths": any(solves(c.method) for c in candidates),
+        "when to stop": any(replace(recipe, **c.recipe).patience for c in candidates),
+    }
+    chosen = " and ".join(what for what, so in decides.items() if so)
+    return f"chooses {chosen}, where a method asks" if chosen else "not used"
 
 
 def trained(
@@ -123,6 +128,7 @@ def trained(
 class Row:
     """One line of the table: mean and standard deviation (sample, n - 1) over seeds of one test metric.
 
+    lrs: of runs that were trained by gradient.
     task: the objective.  beside: the same of other columns that the objective shows, by their key.
     """
 
@@ -167,7 +173,7 @@ def summarise(results: Sequence[Result], metric: str | None = None) -> list[Row]
                 mean(r.step_ms for r in mine),
                 mean(r.seconds for r in mine),
                 max(r.peak_mb for r in mine),
-                tuple(r.lr for r in mine),
+                tuple(r.lr for r in mine if r.protocol.get("trained") != "not by gradient"),
                 str(results[0].protocol.get("task", "classify")),
                 _beside(mine, shown.columns),
             )
@@ -215,7 +221,6 @@ def header(rows: Sequence[Row]) -> tuple[str, ...]:
 
 def cells(row: Row, columns: Sequence[Column] = ()) -> tuple[str, ...]:
     """A row as text; columns: beside the headline (:func:`columns_of`)."""
-    lrs = ", ".join(f"{lr:g}" for lr in dict.fromkeys(row.lrs))
     return (
         row.name,
         percent(row.mean, row.std),
@@ -223,11 +228,16 @@ def cells(row: Row, columns: Sequence[Column] = ()) -> tuple[str, ...]:
         str(row.seeds),
         f"{row.parameters:,}",
         f"{row.kilobytes:,.1f}",
-        f"{row.step_ms:.0f}",
+        f"{row.step_ms:.0f}" if row.lrs else "-",
         f"{row.seconds:.0f}",
         f"{row.peak_mb:,.0f}",
-        lrs,
+        rates_of(row),
     )
+
+
+def rates_of(row: Row) -> str:
+    """The learning rates of a row's runs; "-" for what was not trained by gradient."""
+    return ", ".join(f"{lr:g}" for lr in dict.fromkeys(row.lrs)) or "-"
 
 
 def percent(value: float, spread: float, signed: bool = False) -> str:

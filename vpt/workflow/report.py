@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from scipy.stats import t
 
 from vpt.methods import METHODS
-from vpt.workflow.compare import Result, Row, summarise
+from vpt.workflow.compare import Result, Row, rates_of, summarise
 from vpt.workflow.shown import SHOWN, shown_of
 
 __all__ = [
@@ -206,9 +206,9 @@ def table(results: Sequence[Result], base: str) -> list[tuple[str, ...]]:
                 f"{row.parameters:,}",
                 f"{row.kilobytes:,.1f}",
                 f"{row.seconds:.1f}",
-                f"{row.step_ms:.1f}",
+                f"{row.step_ms:.1f}" if row.lrs else "-",
                 f"{row.peak_mb:,.0f}",
-                ", ".join(f"{lr:g}" for lr in dict.fromkeys(row.lrs)),
+                rates_of(row),
             )
         )
     return lines

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from vpt.methods import METHODS
 from vpt.tasks.task import Recipe
-from vpt.workflow.compare import chooses, refuse, solves, trained, validation
+from vpt.workflow.compare import refuse, solves, trained, tries, validation
 from vpt.workflow.runs import Candidate, Result, Runs, Search
 from vpt.workflow.sets import VTAB, DataSet, sentences_for
 from vpt.workflow.tabulate import (
@@ -157,7 +157,7 @@ def _searched(ask: Ask, runs: Runs, d: DataSet, c: Candidate) -> list[Entry]:
             Entry(d.name, 0, runs.train(c, data, seed, ask.recipe, place=[d.name], label=label))
             for seed in seeds
         ]
-    if chooses(c, ask.recipe):
+    if tries(c, ask.recipe):
         first = runs.train(c, data, seeds[0], ask.recipe, place=[d.name, "search"])
         rates = (first.lr,)
     own = replace(c, recipe={**c.recipe, "lr": rates[:1]})
