@@ -118,3 +118,23 @@ def test_what_belongs_to_its_classes_is_refused(tiny_clip: Backbone) -> None:
 def test_a_recipe_in_a_line() -> None:
     train = {"steps": 0}
     assert recipe_of(train) == "not by gradient"
+
+
+def test_a_cache_is_tied_to_its_classes_and_still_reads_words(tiny_clip: Backbone) -> None:
+    cache = tuned(tiny_clip, "tip-adapter", ("cat", "dog"))
+    with pytest.raises(ValueError, match="a cache of pictures for its 2 classes"):
+        renamed(cache, ("bird", "fish"), {})
+    plain = tuned(tiny_clip, "zero-shot", ("cat", "dog")).encode_text(["bird"], normalize=True)
+    torch.testing.assert_close(cache.encode_text(["bird"], normalize=True), plain)
+
+
+def test_descriptions_that_lack_a_name_say_so_beside_the_run(
+    tiny_clip: Backbone, pictures: Path, tmp_path: Path
+) -> None:
+    told = {name: [f"a {name} thing."] for name in ("blue", "green", "red")}
+    runs = Runs(tiny_clip, tmp_path, QUIET)
+    c = Candidate("zero-shot-descriptions", options={"descriptions": told})
+    run = runs.train(c, {"path": str(pictures), "shots": 2, "batch_size": 6}, 1)
+    run = runs.measure(run, "digits", {"path": "digits", "shots": 1, "val_shots": 1})
+    assert run.beside["digits"]["why"].startswith("the descriptions lack 10 of 10 classes: 0, 1, 2")
+    assert run.metrics["top1"] >= 0
