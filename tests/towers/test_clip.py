@@ -332,6 +332,11 @@ def test_every_architecture_that_open_clip_lists_opens(caplog: pytest.LogCapture
             made = encode(image, torch.empty(1, 3, height, width, device="meta"))
             assert made.shape == (1, out), name
         text.check([Site("text", "embedded", "<ctx>"), Site("text", "1", "<ctx>")])
+        if (
+            "hf_model_name" not in open_clip.get_model_config(name)["text_cfg"]
+        ):  # its masks ask what is in a tensor
+            ids = torch.zeros(1, text.reading.context, dtype=torch.long, device="meta")
+            assert encode(text, ids).shape == (1, out), name
 
 
 def test_the_own_towers_have_the_types_that_are_opened_exactly() -> None:

@@ -12,6 +12,7 @@ import torch
 
 from vpt.methods import METHODS
 from vpt.promptset import PromptSet
+from vpt.tasks import measure
 from vpt.tasks.device import Machine
 from vpt.tasks.label import recipe_of
 from vpt.tasks.learner import Learner, build_method
@@ -138,3 +139,29 @@ def test_descriptions_that_lack_a_name_say_so_beside_the_run(
     run = runs.measure(run, "digits", {"path": "digits", "shots": 1, "val_shots": 1})
     assert run.beside["digits"]["why"].startswith("the descriptions lack 10 of 10 classes: 0, 1, 2")
     assert run.metrics["top1"] >= 0
+
+
+def test_a_run_that_was_stopped_is_no_hindrance_to_one_of_another_recipe(
+    backbone: Backbone, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lies where it was, and the same settings go on from it."""
+    data = {"path": str(pictures), "shots": 2, "batch_size": 6}
+    runs, whole = Runs(backbone, tmp_path, QUIET), measure.Numbers.of
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def go(epochs: int) -> Result:
+        c = Candidate("vpt-shallow", options={"length": 2}, recipe={"epochs": epochs})
+        return runs.train(c, data, 1)
+
+    monkeypatch.setattr(measure.Numbers, "of", killed)
+    with pytest.raises(KeyboardInterrupt):
+        go(2)
+    monkeypatch.setattr(measure.Numbers, "of", whole)
+    stopped = tmp_path / "vpt-shallow" / "seed1"
+    assert (stopped / "checkpoints" / "last.ckpt").is_file()
+    other = Path(go(1).file).parent
+    assert other.parent.name.startswith("vpt-shallow-")
+    assert Path(go(2).file).parent == stopped
+    assert not list(tmp_path.rglob("key.json"))

@@ -23,6 +23,7 @@ from vpt.towers.backbone import Backbone
 __all__ = ["Candidate", "Result", "Runs", "Search", "by_split", "renamed"]
 
 Search = Literal["every seed", "first seed"]
+KEY = "key.json"  # in the folder of a run that is not done: what it is
 MODULES = 3  # data sets that are kept open: a base half, its novel half, and both
 
 
@@ -112,9 +113,11 @@ class Runs:
         if key not in self.done:
             self.told(", ".join([*place, c.name, f"seed {seed}"]))
             folder = self._folder(place, c.name, seed, key)
+            write_atomically(folder / KEY, key.encode())
             machine = replace(self.machine, out=str(folder))
             tuned = fit(self.backbone, self.module(data, seed), c.method, c.options, own, machine)
             self._keep(_result(c, tuned, seed, folder, key))
+            (folder / KEY).unlink()
             self.seen(tuned, self.done[key])
         # under the name and the label that are asked for, whatever they were when it ran
         found = self.done[key]
@@ -186,14 +189,16 @@ class Runs:
         return json.dumps(own, sort_keys=True)
 
     def _folder(self, place: Sequence[str], name: str, seed: int, key: str) -> Path:
-        """Where a run is written: its label in plain letters, and more where another run lies there."""
+        """Where a run is written: its label in plain letters, and more where another run lies there, or began to."""
         parts = [*map(_plain, place), _plain(name)]
 
         def taken(runs: Iterable[Result]) -> bool:
             end = (*parts, f"seed{seed}")
             return any(Path(r.file).parts[-len(end) - 1 : -1] == end for r in runs)
 
-        if taken(self.done.values()):
+        here = self.out.joinpath(*parts, f"seed{seed}")
+        begun = (here / KEY).is_file() and (here / "checkpoints" / "last.ckpt").is_file()
+        if taken(self.done.values()) or (begun and (here / KEY).read_text() != key):
             parts[-1] += "-" + hashlib.sha256(key.encode()).hexdigest()[:8]
         return self.out.joinpath(*parts, f"seed{seed}")
 
