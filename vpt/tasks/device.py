@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import resource
 import sys
 import warnings
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +88,10 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 
 class PeakMemory:
-    """Highest memory since it was made, in MB: the allocator's on CUDA, else the resident set of this process."""
+    """Highest memory since it was made, in MB: the allocator's on CUDA, else the resident set of this process.
+
+    What earlier runs in this process freed is given back to the system first, where the C library can (glibc).
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -94,6 +99,9 @@ class PeakMemory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         else:
+            gc.collect()
+            with suppress(OSError, AttributeError):
+                ctypes.CDLL("libc.so.6").malloc_trim(0)
             try:  # Linux forgets the high-water mark when 5 is written here (proc(5))
                 Path("/proc/self/clear_refs").write_text("5")
                 self.resettable = True
