@@ -19,7 +19,7 @@ from vpt.tasks.learner import Learner, build_method
 from vpt.tasks.task import Recipe
 from vpt.tasks.tuned import Tuned
 from vpt.towers.backbone import Backbone
-from vpt.workflow.runs import Candidate, Result, Runs, renamed
+from vpt.workflow.runs import Candidate, Result, Runs, renamed, step_of
 
 QUIET = Machine(progress=False, device="cpu")
 
@@ -165,3 +165,15 @@ def test_a_run_that_was_stopped_is_no_hindrance_to_one_of_another_recipe(
     assert other.parent.name.startswith("vpt-shallow-")
     assert Path(go(2).file).parent == stopped
     assert not list(tmp_path.rglob("key.json"))
+
+
+def test_a_step_is_that_of_one_rate(result: Callable[..., Result]) -> None:
+    """result's steps take ten times its seed."""
+
+    def run(seed: int, rates: int) -> Result:
+        made = result("a", "coop", seed, 0.5)
+        made.protocol["lr_grid"] = [0.1] * rates
+        return made
+
+    assert step_of([run(1, 3), run(2, 1), run(3, 1)]) == 25
+    assert step_of([run(1, 3), run(2, 3)]) == 15

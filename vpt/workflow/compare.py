@@ -18,7 +18,7 @@ from vpt.tasks.learner import build_method
 from vpt.tasks.task import Recipe
 from vpt.tasks.tuned import Tuned
 from vpt.towers.backbone import Backbone
-from vpt.workflow.runs import Candidate, Result, Runs, Search
+from vpt.workflow.runs import Candidate, Result, Runs, Search, step_of
 from vpt.workflow.shown import SHOWN, Column, shown_of
 from vpt.workflow.tabulate import RANKED, Entry, in_a_line, label
 
@@ -170,7 +170,7 @@ def summarise(results: Sequence[Result], metric: str | None = None) -> list[Row]
                 len(mine),
                 mine[0].parameters,
                 mean(r.bytes for r in mine) / 1e3,
-                mean(r.step_ms for r in mine),
+                step_of(mine),
                 mean(r.seconds for r in mine),
                 max(r.peak_mb for r in mine),
                 tuple(r.lr for r in mine if r.protocol.get("trained") != "not by gradient"),

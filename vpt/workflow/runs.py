@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from vpt.data.module import ImageData
@@ -20,7 +21,7 @@ from vpt.tasks.tune import fit
 from vpt.tasks.tuned import Tuned, load_prompts
 from vpt.towers.backbone import Backbone
 
-__all__ = ["Candidate", "Result", "Runs", "Search", "by_split", "renamed"]
+__all__ = ["Candidate", "Result", "Runs", "Search", "by_split", "renamed", "step_of"]
 
 Search = Literal["every seed", "first seed"]
 KEY = "key.json"  # in the folder of a run that is not done: what it is
@@ -246,6 +247,12 @@ def _result(c: Candidate, tuned: Tuned, seed: int, folder: Path, key: str) -> Re
         },
         by_split(tuned.prompts.about.get("before") or ()),
     )
+
+
+def step_of(runs: Sequence[Result]) -> float:
+    """Mean time of a step in ms: of one learning rate, where a run had one; several train side by side in one step."""
+    one = [r for r in runs if len(r.protocol.get("lr_grid", ())) == 1]
+    return fmean(r.step_ms for r in one or runs)
 
 
 def by_split(metrics: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from vpt.methods import METHODS, method_class
 from vpt.methods.method import Method
-from vpt.workflow.runs import Result
+from vpt.workflow.runs import Result, step_of
 
 __all__ = [
     "Cell",
@@ -49,9 +49,10 @@ RANKED = (
     *("augment", "views", "validation", "recipe", "precision"),
 )
 NOTE = (
-    "± is the standard deviation over seeds (population, n, as the CoOp line of work has it); seconds are of one run, "
-    "its measurement included; peak MB is the largest of all runs. A difference below the spread says nothing, and "
-    "a ranking holds for this network, these pictures and this recipe."
+    "± is the standard deviation over seeds (population, n, as the CoOp line of work has it); a step is that of one "
+    "learning rate where a run had one; seconds are of one run, its search for a rate and its measurement included; "
+    "peak MB is the largest of all runs. A difference below the spread says nothing, and a ranking holds for this "
+    "network, these pictures and this recipe."
 )
 
 
@@ -100,7 +101,7 @@ class Line:
         return {
             "parameters": fmean(r.parameters for r in self.runs),
             "bytes": fmean(r.bytes for r in self.runs),
-            "step_ms": fmean(r.step_ms for r in self.runs),
+            "step_ms": step_of(self.runs),
             "seconds": fmean(r.seconds for r in self.runs),
             "peak_mb": max(r.peak_mb for r in self.runs),
         }
