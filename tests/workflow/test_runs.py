@@ -177,3 +177,10 @@ def test_a_step_is_that_of_one_rate(result: Callable[..., Result]) -> None:
 
     assert step_of([run(1, 3), run(2, 1), run(3, 1)]) == 25
     assert step_of([run(1, 3), run(2, 3)]) == 15
+
+
+def test_pictures_and_words_are_read_in_one_precision(tiny_clip: Backbone) -> None:
+    made = tuned(tiny_clip, "coop", ("cat", "dog"), length=2)
+    made.precision = "bf16-mixed"
+    image, text = made.encode_image(torch.randn(1, 3, 32, 32)), made.encode_text(["bird"])
+    assert image.dtype == text.dtype == torch.bfloat16
